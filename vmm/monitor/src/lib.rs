@@ -1,0 +1,19 @@
+//! The fief monitor: one process, one virtual machine. It knows nothing of hosts or tenants.
+#![deny(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
+pub mod config;
+pub mod machine;
