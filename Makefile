@@ -1,0 +1,45 @@
+# The two commands of the README are `make demo` and `make test`. Both work on a fresh Debian machine: they install
+# the packages below (with apt, through sudo where needed), build, and run.
+
+# What building, the emulated host and the images need.
+PACKAGES := build-essential ca-certificates qemu-system-x86 seabios busybox-static mmdebstrap erofs-utils e2fsprogs \
+            uidmap xz-utils zstd
+# What building a guest kernel needs besides.
+KERNEL_PACKAGES := flex bison bc libelf-dev libssl-dev kmod
+
+TARGET := target/x86_64-unknown-linux-gnu
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: all build packages demo test lint soak clean
+
+all: build
+
+build:
+	cargo build --release --locked --bins --workspace
+
+# dpkg-query is asked first: on a machine that has everything this takes milliseconds and no network.
+packages:
+	@missing=$$(for p in $(PACKAGES) $(KERNEL_PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing: $$missing"; \
+	    $(SUDO) apt-get update -q=2 && \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q=2 -y --no-install-recommends $$missing; \
+	fi
+
+demo: packages build
+	$(TARGET)/release/fief demo
+
+test: packages build
+	tests/run
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# Longer runs of what `make test` does in short; docs/testing.md lists date and result.
+soak: packages build
+	tests/run soak
+
+clean:
+	cargo clean
