@@ -1,0 +1,77 @@
+//! The two ways to configuration space: ECAM in memory, and the ports of configuration mechanism #1.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::root::Slots;
+use crate::bus::BusDevice;
+
+/// ECAM of bus 0 (PCIe 5.0 §7.2.2): offset bits 19–15 device, 14–12 function, 11–0 register.
+pub(super) struct Ecam(pub(super) Arc<Slots>);
+
+impl BusDevice for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match decode(offset) {
+            Some((device, register)) => self.0.read(device, register, data),
+            None => data.fill(0xFF),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((device, register)) = decode(offset) {
+            self.0.write(device, register, data);
+        }
+    }
+}
+
+/// Device and register of an ECAM offset, if it is one of a function 0 on bus 0.
+fn decode(offset: u64) -> Option<(u8, u16)> {
+    let device = u8::try_from(offset >> 15).ok()?;
+    let register = u16::try_from(offset & 0xFFF).ok()?;
+    (offset >> 12 & 7 == 0).then_some((device, register))
+}
+
+/// CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2).
+pub(super) struct ConfigPorts {
+    pub(super) slots: Arc<Slots>,
+    pub(super) address: Arc<AtomicU32>,
+}
+
+/// CONFIG_ADDRESS: accesses to CONFIG_DATA go to configuration space.
+const ENABLE: u32 = 1 << 31;
+/// CONFIG_ADDRESS: the bits that hold something.
+const ADDRESS_MASK: u32 = ENABLE | 0x00FF_FFFC;
+
+impl ConfigPorts {
+    /// Device and register that `offset` (4–7) of the port range leads to.
+    fn target(&self, offset: u64) -> Option<(u8, u16)> {
+        let address = self.address.load(Ordering::Acquire);
+        let [register, device_function, bus, _] = address.to_le_bytes();
+        let byte = u16::try_from(offset.checked_sub(4)?).ok()?;
+        let selected = address & ENABLE != 0 && bus == 0 && device_function & 7 == 0;
+        selected.then_some((device_function >> 3, u16::from(register) + byte))
+    }
+}
+
+impl BusDevice for ConfigPorts {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let within = data.len() <= 4;
+        match (offset, self.target(offset)) {
+            (0, _) if data.len() == 4 => {
+                data.copy_from_slice(&self.address.load(Ordering::Acquire).to_le_bytes());
+            }
+            (_, Some((device, register))) if within => self.slots.read(device, register, data),
+            _ => data.fill(0xFF),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        // CONFIG_ADDRESS takes dwords only; narrower writes are for other devices at these ports.
+        if let (0, Ok(value)) = (offset, <[u8; 4]>::try_from(data)) {
+            let address = u32::from_le_bytes(value) & ADDRESS_MASK;
+            self.address.store(address, Ordering::Release);
+        } else if let (Some((device, register)), true) = (self.target(offset), data.len() <= 4) {
+            self.slots.write(device, register, data);
+        }
+    }
+}

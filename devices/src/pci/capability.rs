@@ -1,0 +1,10 @@
+//! Capability ids (PCI Code and ID Assignment §2).
+
+/// Message-signalled interrupts.
+pub const MSI: u8 = 0x05;
+/// Vendor-specific; virtio uses it for its structures.
+pub const VENDOR: u8 = 0x09;
+/// PCI Express.
+pub const PCI_EXPRESS: u8 = 0x10;
+/// MSI-X.
+pub const MSIX: u8 = 0x11;

@@ -1,0 +1,59 @@
+//! PCI: one bus of single-function devices, its config space access, BARs and MSI-X (PCI Local Bus 3.0; PCI Express Base
+//! 5.0 for ECAM).
+
+pub mod bar;
+pub mod capability;
+pub mod config;
+pub mod host_bridge;
+pub mod msix;
+pub mod root;
+
+mod access;
+mod window;
+
+pub use bar::{Bar, BarKind, Window};
+pub use config::{ConfigError, ConfigSpace, Identity};
+pub use host_bridge::HostBridge;
+pub use msix::{Msix, MsixState};
+pub use root::{PciError, PciRoot, PciRootState, PciWindows, SlotState};
+
+/// Number of device slots on a bus (PCI 3.0 §3.2.2.3.2: five bits of device number).
+pub const SLOTS: u8 = 32;
+
+/// Bytes of ECAM for the one bus: 32 devices × 8 functions × 4 KiB (PCIe 5.0 §7.2.2).
+pub const ECAM_SIZE: u64 = 1 << 20;
+
+/// First of the eight ports of configuration mechanism #1: CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2).
+pub const CONFIG_PORT: u64 = 0xCF8;
+
+/// Number of ports from [`CONFIG_PORT`].
+pub const CONFIG_PORT_COUNT: u64 = 8;
+
+/// A PCI function: a virtio device here, a passed-through one later.
+///
+/// The root keeps the function's config space: it answers reads, applies the write masks, sizes and moves BARs, and
+/// tells the function. The hooks below let the function add what only it knows. All of them run on vCPU threads or the
+/// control thread; the config hooks and `bar_moved` of one function one at a time, under the root's lock for that slot.
+/// A function never calls back into the root.
+pub trait PciFunction: Send + Sync {
+    /// The function's config space as it is after reset, with its BARs declared. Asked once, when it is added.
+    fn config_space(&self) -> ConfigSpace;
+
+    /// `data` holds what `space` holds at `offset`; replace what the function knows better. The access lies within one
+    /// aligned dword and never touches the BARs or the command register.
+    fn config_read(&self, _space: &ConfigSpace, _offset: u16, _data: &mut [u8]) {}
+
+    /// `data` was written at `offset`; `space` already holds the result under the write masks. The access lies within
+    /// one aligned dword.
+    fn config_write(&self, _space: &ConfigSpace, _offset: u16, _data: &[u8]) {}
+
+    /// Reads `data.len()` (1–8) bytes inside BAR `bar`. May come shortly after the BAR has moved.
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes `data` (1–8 bytes) inside BAR `bar`. May come shortly after the BAR has moved.
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]);
+
+    /// BAR `bar` now answers at `address`, or nowhere: its space is disabled or it lies outside the windows. Connect
+    /// doorbells here and undo earlier connections. Called only when something changed; nowhere is the state at start.
+    fn bar_moved(&self, _bar: u8, _address: Option<u64>) {}
+}

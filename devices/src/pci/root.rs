@@ -1,0 +1,366 @@
+//! The root of the bus: slots, config access, and where the BARs are.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::access::{ConfigPorts, Ecam};
+use super::bar::{BAR_COUNT, Bar, Window};
+use super::config::{ConfigSpace, register};
+use super::window::{BarMap, BarWindow};
+use super::{PciFunction, SLOTS};
+use crate::bus::BusDevice;
+
+/// Where the bus may put BARs, in guest-physical addresses and port numbers. A window may be empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciWindows {
+    /// Ports, below 0x1_0000.
+    pub io: Range<u64>,
+    /// Memory below 4 GiB.
+    pub mmio32: Range<u64>,
+    /// Memory above 4 GiB, large enough and aligned for the largest BAR.
+    pub mmio64: Range<u64>,
+}
+
+impl PciWindows {
+    fn range(&self, window: Window) -> Range<u64> {
+        match window {
+            Window::Io => self.io.clone(),
+            Window::Mmio32 => self.mmio32.clone(),
+            Window::Mmio64 => self.mmio64.clone(),
+        }
+    }
+
+    /// The window of `candidates` that holds `size` bytes from `start`.
+    fn holding(&self, candidates: &[Window], start: u64, size: u64) -> Option<Window> {
+        let end = start.checked_add(size)?;
+        let holds = |w: &&Window| {
+            let range = self.range(**w);
+            range.start <= start && end <= range.end
+        };
+        candidates.iter().find(holds).copied()
+    }
+}
+
+/// Why a function cannot be put on the bus, or a state cannot be restored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PciError {
+    /// All slots are taken.
+    #[error("all {SLOTS} PCI slots are taken; use fewer devices")]
+    NoFreeSlot,
+    /// The slot is taken or does not exist.
+    #[error("PCI slot {0} is taken or above {last}; choose another one", last = SLOTS - 1)]
+    SlotTaken(u8),
+    /// The window has no gap of the BAR's size and alignment.
+    #[error(
+        "no {size:#x} bytes, so aligned, are free for BAR {bar} in {window:x?}; use fewer or smaller devices"
+    )]
+    NoRoom {
+        bar: u8,
+        size: u64,
+        window: Range<u64>,
+    },
+    /// The state is of a bus with other functions.
+    #[error(
+        "the saved PCI bus has something else in slot {0}; restore with the devices it was saved with"
+    )]
+    OtherFunction(u8),
+}
+
+/// The configuration of the bus, for a snapshot. The functions keep their own state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciRootState {
+    /// CONFIG_ADDRESS.
+    pub config_address: u32,
+    /// The occupied slots.
+    pub slots: Vec<SlotState>,
+}
+
+/// The configuration space of one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotState {
+    pub slot: u8,
+    pub config: Vec<u8>,
+}
+
+struct Slot {
+    number: u8,
+    function: Arc<dyn PciFunction>,
+    header: Mutex<Header>,
+}
+
+/// What the root keeps of a function.
+struct Header {
+    space: ConfigSpace,
+    /// Where each BAR answers at present.
+    mapped: [Option<(Window, u64)>; BAR_COUNT as usize],
+}
+
+/// The slots of the bus, shared by the ways to configuration space.
+pub(super) struct Slots {
+    slots: [OnceLock<Slot>; SLOTS as usize],
+    windows: PciWindows,
+    map: Arc<BarMap>,
+}
+
+/// A bus with its host bridge's windows.
+pub struct PciRoot {
+    slots: Arc<Slots>,
+    /// Where BARs were put at build time.
+    allocated: Mutex<Vec<(Window, Range<u64>)>>,
+    config_address: Arc<AtomicU32>,
+}
+
+impl PciRoot {
+    /// An empty bus whose BARs go into `windows`.
+    pub fn new(windows: PciWindows) -> Self {
+        Self {
+            slots: Arc::new(Slots {
+                slots: [const { OnceLock::new() }; SLOTS as usize],
+                windows,
+                map: Arc::default(),
+            }),
+            allocated: Mutex::default(),
+            config_address: Arc::default(),
+        }
+    }
+
+    /// Puts `function` into the lowest free slot, places its BARs, and returns the slot. Its decoding is off, as Linux
+    /// expects of a function that no firmware has enabled; Linux keeps the addresses.
+    ///
+    /// # Errors
+    /// No slot or no room for a BAR is left.
+    pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
+        let free = (0..)
+            .zip(&self.slots.slots)
+            .find(|(_, s)| s.get().is_none());
+        let (slot, _) = free.ok_or(PciError::NoFreeSlot)?;
+        self.add_at(slot, function)?;
+        Ok(slot)
+    }
+
+    /// Puts `function` into `slot`; see [`add`](Self::add).
+    ///
+    /// # Errors
+    /// The slot is taken or does not exist, or no room for a BAR is left.
+    pub fn add_at(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+        let taken = PciError::SlotTaken(slot);
+        let place = self.slots.slots.get(usize::from(slot));
+        let place = place.filter(|p| p.get().is_none()).ok_or(taken.clone())?;
+        let mut space = function.config_space();
+        for index in 0..BAR_COUNT {
+            if let Some(bar) = space.bar(index) {
+                space.place_bar(index, self.allocate(index, bar)?);
+            }
+        }
+        let header = Mutex::new(Header {
+            space,
+            mapped: [None; BAR_COUNT as usize],
+        });
+        let entry = Slot {
+            number: slot,
+            function,
+            header,
+        };
+        place.set(entry).map_err(|_| taken)
+    }
+
+    /// The lowest free place in the BAR's window, aligned to the BAR's size and to pages.
+    fn allocate(&self, index: u8, bar: Bar) -> Result<u64, PciError> {
+        let window = bar.home();
+        let range = self.slots.windows.range(window);
+        let align = match window {
+            Window::Io => bar.size,
+            Window::Mmio32 | Window::Mmio64 => bar.size.max(4096),
+        };
+        let mut allocated = lock(&self.allocated);
+        let mut candidate = range.start.checked_next_multiple_of(align);
+        while let Some(start) = candidate {
+            let Some(end) = start.checked_add(align).filter(|&end| end <= range.end) else {
+                break;
+            };
+            let conflict = allocated
+                .iter()
+                .find(|(w, r)| *w == window && r.start < end && start < r.end);
+            let Some((_, conflict)) = conflict else {
+                allocated.push((window, start..end));
+                return Ok(start);
+            };
+            candidate = conflict.end.checked_next_multiple_of(align);
+        }
+        Err(PciError::NoRoom {
+            bar: index,
+            size: bar.size,
+            window: range,
+        })
+    }
+
+    /// ECAM, [`ECAM_SIZE`](super::ECAM_SIZE) bytes for the memory bus.
+    pub fn ecam(&self) -> Arc<dyn BusDevice> {
+        Arc::new(Ecam(Arc::clone(&self.slots)))
+    }
+
+    /// The ports from [`CONFIG_PORT`](super::CONFIG_PORT) for the port bus. Linux prefers them to ECAM for the first 256
+    /// bytes of configuration space when they answer, at two exits an access instead of one.
+    pub fn config_ports(&self) -> Arc<dyn BusDevice> {
+        Arc::new(ConfigPorts {
+            slots: Arc::clone(&self.slots),
+            address: Arc::clone(&self.config_address),
+        })
+    }
+
+    /// The BARs in `window`: a device for the whole of the window's range on the port or memory bus.
+    pub fn window(&self, window: Window) -> Arc<dyn BusDevice> {
+        Arc::new(BarWindow {
+            window,
+            start: self.slots.windows.range(window).start,
+            map: Arc::clone(&self.slots.map),
+        })
+    }
+
+    /// The windows that the bus was made with.
+    pub fn windows(&self) -> &PciWindows {
+        &self.slots.windows
+    }
+
+    /// What a snapshot keeps of the bus. Taken while the vCPUs stand still.
+    pub fn state(&self) -> PciRootState {
+        let occupied = self.slots.slots.iter().filter_map(OnceLock::get);
+        PciRootState {
+            config_address: self.config_address.load(Ordering::Acquire),
+            slots: occupied
+                .map(|slot| SlotState {
+                    slot: slot.number,
+                    config: slot.lock().space.bytes().to_vec(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Puts the bus into a saved state, after the same functions (restored by their own states) were added to the same
+    /// slots. Functions learn where their BARs are.
+    ///
+    /// # Errors
+    /// The functions are not the saved ones; nothing has been changed then.
+    pub fn restore(&self, state: &PciRootState) -> Result<(), PciError> {
+        let occupied: Vec<&Slot> = self.slots.slots.iter().filter_map(OnceLock::get).collect();
+        for slot in &occupied {
+            let saved = state.slots.iter().find(|s| s.slot == slot.number);
+            let fits = saved.is_some_and(|s| slot.lock().space.fits(&s.config));
+            if !fits {
+                return Err(PciError::OtherFunction(slot.number));
+            }
+        }
+        let surplus = state
+            .slots
+            .iter()
+            .find(|s| self.slots.get(s.slot).is_none());
+        if let Some(surplus) = surplus {
+            return Err(PciError::OtherFunction(surplus.slot));
+        }
+        self.config_address
+            .store(state.config_address, Ordering::Release);
+        for saved in &state.slots {
+            if let Some(slot) = self.slots.get(saved.slot) {
+                let mut header = slot.lock();
+                header.space.write(0, &saved.config);
+                self.slots.remap(slot, &mut header);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slots {
+    fn get(&self, device: u8) -> Option<&Slot> {
+        self.slots.get(usize::from(device))?.get()
+    }
+
+    /// Reads configuration space; ones where there is no function or the access leaves its 4 KiB.
+    pub(super) fn read(&self, device: u8, offset: u16, data: &mut [u8]) {
+        let Some(slot) = self.get(device) else {
+            return data.fill(0xFF);
+        };
+        let header = slot.lock();
+        for (offset, piece) in dwords(offset, data.len()) {
+            let Some(data) = data.get_mut(piece) else {
+                continue;
+            };
+            header.space.read(offset, data);
+            if !owned_by_root(offset) {
+                slot.function.config_read(&header.space, offset, data);
+            }
+        }
+    }
+
+    /// Writes configuration space.
+    pub(super) fn write(&self, device: u8, offset: u16, data: &[u8]) {
+        let Some(slot) = self.get(device) else { return };
+        let mut header = slot.lock();
+        for (offset, piece) in dwords(offset, data.len()) {
+            let Some(data) = data.get(piece) else {
+                continue;
+            };
+            header.space.write(offset, data);
+            if owned_by_root(offset) {
+                self.remap(slot, &mut header);
+            }
+            slot.function.config_write(&header.space, offset, data);
+        }
+    }
+
+    /// Compares where the BARs should answer with where they do, and moves those that differ.
+    fn remap(&self, slot: &Slot, header: &mut Header) {
+        let Header { space, mapped } = header;
+        for (index, mapped) in (0..).zip(mapped.iter_mut()) {
+            let Some(bar) = space.bar(index) else {
+                continue;
+            };
+            let place = space.decoded(index).and_then(|(kind, address)| {
+                let window = self.windows.holding(kind.windows(), address, bar.size)?;
+                Some((window, address))
+            });
+            if place != *mapped {
+                *mapped = place;
+                self.map
+                    .place((slot.number, index), &slot.function, place, bar.size);
+                slot.function
+                    .bar_moved(index, place.map(|(_, address)| address));
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Header> {
+        lock(&self.header)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The registers that decide where BARs answer: the dword of the command register and the BARs.
+fn owned_by_root(offset: u16) -> bool {
+    let bars = register::BAR0..register::BAR0 + 4 * u16::from(BAR_COUNT);
+    offset & !3 == register::COMMAND || bars.contains(&offset)
+}
+
+/// Cuts an access into pieces that stay within aligned dwords: offset of each and its place in the data. An access of a
+/// usual width gives one piece.
+fn dwords(offset: u16, length: usize) -> impl Iterator<Item = (u16, Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = offset.checked_add(u16::try_from(done).ok()?)?;
+        let piece = usize::from(4 - at % 4).min(length.checked_sub(done)?);
+        let range = done..done + piece;
+        done += piece;
+        (piece > 0).then_some((at, range))
+    })
+}
+
+#[cfg(test)]
+mod tests;
