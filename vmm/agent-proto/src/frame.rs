@@ -381,7 +381,7 @@ impl Decoder {
     }
 
     /// The next event, or None until more bytes arrive.
-    pub fn next(&mut self) -> Option<Inbound> {
+    pub fn event(&mut self) -> Option<Inbound> {
         if self.scanning {
             self.scan().map(Inbound::Preamble)
         } else {

@@ -139,7 +139,7 @@ fn greet(stream: File, rest: &[u8], deadline: Instant) -> Result<Session> {
     decoder.push(rest);
     let mut chunk = [0; 4096];
     let frame = loop {
-        match decoder.next() {
+        match decoder.event() {
             Some(Inbound::Frame(frame)) => break frame,
             Some(Inbound::Malformed(error)) => return Err(error.into()),
             Some(Inbound::Preamble(_)) => return Err(Error::Protocol("preamble from the agent")),

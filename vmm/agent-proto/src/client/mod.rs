@@ -266,7 +266,7 @@ impl Shared {
     fn read_frames(&self, mut decoder: Decoder, wake: &OwnedFd) -> Error {
         let mut bytes = vec![0; 64 * 1024];
         loop {
-            while let Some(inbound) = decoder.next() {
+            while let Some(inbound) = decoder.event() {
                 let result = match inbound {
                     Inbound::Frame(frame) => self.dispatch(frame),
                     Inbound::Malformed(error) => Err(error.into()),
