@@ -3,6 +3,8 @@
 
 pub mod choice;
 pub mod doctor;
+pub mod emulated;
 pub mod qemu;
 
 pub use choice::{Decision, HostChoice, HostKind, choose};
+pub use emulated::{EmulatedError, EmulatedHost, Status};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// What an emulated host is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hardware {
     /// RAM in MiB.
     pub memory_mib: u64,
@@ -37,7 +37,7 @@ impl Default for Hardware {
 }
 
 /// A raw disk image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Disk {
     /// Serial number, up to 20 bytes: how the machine finds it.
     pub serial: String,
@@ -46,7 +46,7 @@ pub struct Disk {
 }
 
 /// Files of one emulated host's boot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Boot {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -57,7 +57,7 @@ pub struct Boot {
 }
 
 /// Sockets and logs of a running emulated host, all in one directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Endpoints {
     /// The virtio-serial port of the agent, as QEMU's socket.
     pub agent: PathBuf,
