@@ -24,6 +24,7 @@
 pub mod bus;
 pub mod doorbell;
 pub mod irq;
+pub mod legacy;
 pub mod pci;
 pub mod virtio;
 pub mod worker;
