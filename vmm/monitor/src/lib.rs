@@ -15,5 +15,7 @@
     )
 )]
 
+pub mod boot;
 pub mod config;
+pub mod kvm;
 pub mod machine;

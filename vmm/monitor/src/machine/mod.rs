@@ -1,6 +1,22 @@
-//! A virtual machine: built from a [`VmConfig`](crate::config::VmConfig), run, paused, ended.
+//! A virtual machine: built from a [`VmConfig`], run, paused, restarted in place, ended.
 
+mod build;
+mod control;
+mod devices;
+pub mod files;
+mod kick;
+mod vcpus;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::boot::BootError;
 use crate::config::VmConfig;
+use crate::kvm::KvmError;
+use crate::kvm::memory::MemoryError;
+use control::Control;
+use devices::Devices;
+use files::Files;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,15 +35,32 @@ pub enum ExitReason {
     Failed(String),
 }
 
-/// A machine that has been built. Its vCPUs stand still until [`resume`](Self::resume).
-pub struct Machine {}
-
 /// Why a machine could not be built, started or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// Stands in until the machine is built.
-    #[error("not built yet")]
-    NotBuilt,
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error("cannot start a vCPU thread: {0}; is there a limit on threads or memory?")]
+    Thread(std::io::Error),
+    #[error(transparent)]
+    Device(#[from] devices::DeviceError),
+    #[error("the machine has ended")]
+    Ended,
+}
+
+/// Called once, when the machine ends, from the thread that ends it. It must not call back into the machine: pass the
+/// reason on to the thread that owns the machine, and drop or [`stop`](Machine::stop) it there.
+pub type OnExit = Box<dyn Fn(ExitReason) + Send + Sync>;
+
+/// A machine that has been built. Its vCPUs stand still until [`resume`](Self::resume).
+pub struct Machine {
+    control: Arc<Control>,
+    devices: Arc<Devices>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Machine {
@@ -35,32 +68,48 @@ impl Machine {
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn build(
-        _config: &VmConfig,
-        _on_exit: Box<dyn Fn(ExitReason) + Send + Sync>,
-    ) -> Result<Self, MachineError> {
-        Err(MachineError::NotBuilt)
+    pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Self, MachineError> {
+        build::build(config, files, on_exit)
     }
 
     /// Lets the vCPUs run: first start, and after a pause.
     ///
     /// # Errors
-    /// A vCPU thread is gone.
+    /// The machine has ended.
     pub fn resume(&self) -> Result<(), MachineError> {
-        Ok(())
+        self.devices.resume()?;
+        self.control.resume()
     }
 
-    /// Stops vCPUs and devices at a point where the machine could go on.
+    /// Stops vCPUs and devices at a point where the machine could go on; returns when they stand still.
     ///
     /// # Errors
-    /// A vCPU thread is gone.
+    /// The machine has ended.
     pub fn pause(&self) -> Result<(), MachineError> {
+        self.control.pause()?;
+        self.devices.pause();
         Ok(())
     }
 
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).
-    pub fn press_power_button(&self) {}
+    pub fn press_power_button(&self) {
+        self.devices.press_power_button();
+    }
 
-    /// Ends the machine: vCPU threads and workers are joined.
-    pub fn stop(self) {}
+    /// Ends the machine: vCPU threads and workers are joined. Dropping it does the same.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.end(ExitReason::Stopped);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+        self.devices.pause();
+    }
 }

@@ -1,0 +1,266 @@
+//! ACPI tables: what Linux needs to find CPUs, interrupts, the PCI bus, the serial port, power and panic devices.
+//!
+//! The platform is "hardware-reduced" (ACPI 6.5 §4.1): no PM timer, no SCI, no 8259 and no PIT that a guest would probe
+//! and calibrate at every start. Power-off and the power button go through the sleep registers and the generic event
+//! device instead.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    self, AddressSpace, AddressSpaceCacheable, Device, EISAName, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, Name, Notify,
+    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+
+use super::layout::{self, PciWindow64};
+
+const OEM_ID: [u8; 6] = *b"FIEF  ";
+const OEM_TABLE_ID: [u8; 8] = *b"FIEFVM  ";
+const OEM_REVISION: u32 = 1;
+
+/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.11): no VGA, no PCIe ASPM, no CMOS clock; bit 1 (8042) is clear, so that no guest
+/// waits for a keyboard.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
+
+/// Value of SLP_TYP for soft off; the guest takes it from `\_S5` (ACPI 6.5 §7.4.2).
+pub const SLEEP_TYPE_OFF: u8 = 5;
+/// What the generic event device's register says for the power button.
+pub const EVENT_POWER_BUTTON: u8 = 1;
+
+/// What the tables describe.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform {
+    pub vcpus: u8,
+    pub pci_window_64: Option<PciWindow64>,
+}
+
+/// Makes all tables as one block, to be placed at [`layout::ACPI_START`], where it begins with the RSDP.
+pub fn tables(platform: Platform) -> Vec<u8> {
+    let mut block = Block {
+        bytes: vec![0; Rsdp::len().next_multiple_of(ALIGN)],
+    };
+    let dsdt = block.add(&dsdt(platform));
+    let entries = [
+        block.add(&fadt(dsdt)),
+        block.add(&madt(platform.vcpus)),
+        block.add(&mcfg()),
+    ];
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    for entry in entries {
+        xsdt.add_entry(entry);
+    }
+    let xsdt = block.add(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
+    for (place, byte) in block.bytes.iter_mut().zip(rsdp) {
+        *place = byte;
+    }
+    block.bytes
+}
+
+/// Tables start at multiples of this.
+const ALIGN: usize = 16;
+
+struct Block {
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// Adds a table and returns its guest-physical address.
+    fn add(&mut self, table: &dyn Aml) -> u64 {
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(ALIGN), 0);
+        let address = layout::ACPI_START.saturating_add(self.bytes.len() as u64);
+        table.to_aml_bytes(&mut self.bytes);
+        address
+    }
+}
+
+fn port(address: u16) -> GAS {
+    GAS::new(
+        GasSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        u64::from(address),
+    )
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::ResetRegSup);
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.reset_reg = port(layout::ACPI_RESET_PORT);
+    fadt.reset_value = layout::ACPI_RESET_VALUE;
+    fadt.sleep_control_reg = port(layout::ACPI_SLEEP_PORT);
+    fadt.sleep_status_reg = port(layout::ACPI_SLEEP_PORT.saturating_add(1));
+    fadt.finalize()
+}
+
+fn madt(vcpus: u8) -> MADT {
+    let apics = LocalInterruptController::Address(layout::LOCAL_APIC_START);
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, apics);
+    for index in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(
+            index,
+            index,
+            EnabledStatus::Enabled,
+        ));
+    }
+    madt.add_structure(IoApic::new(0, layout::IO_APIC_START, 0));
+    madt
+}
+
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(layout::ECAM_START, 0, 0, 0);
+    mcfg
+}
+
+fn dsdt(platform: Platform) -> Sdt {
+    let mut code = Vec::new();
+    let mut devices = Vec::new();
+    pci_host_bridge(platform.pci_window_64, &mut devices);
+    serial_port(&mut devices);
+    power_button(&mut devices);
+    panic_device(&mut devices);
+    code.extend_from_slice(&aml::Scope::raw("_SB_".into(), devices));
+    let off = SLEEP_TYPE_OFF;
+    Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&off, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+    )
+    .to_aml_bytes(&mut code);
+    // Revision 2: integers have 64 bits (ACPI 6.5 §5.2.11.1).
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    dsdt.append_slice(&code);
+    dsdt
+}
+
+/// PCIe host bridge with bus 0 only. No `_PRT`: every function uses MSI or MSI-X.
+fn pci_host_bridge(window: Option<PciWindow64>, sink: &mut Vec<u8>) {
+    let last = |end: u64| u32::try_from(end.saturating_sub(1)).unwrap_or(u32::MAX);
+    let bus = AddressSpace::new_bus_number(0_u16, 0_u16);
+    let config_ports = IO::new(0xCF8, 0xCF8, 1, 8);
+    let ports = AddressSpace::new_io(layout::PCI_IO_WINDOW.start, layout::PCI_IO_WINDOW.end, None);
+    let window_32 = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        u32::try_from(layout::PCI_WINDOW_32.start).unwrap_or(0),
+        last(layout::PCI_WINDOW_32.end),
+        None,
+    );
+    let window_64 = window.map(|window| {
+        AddressSpace::new_memory(
+            AddressSpaceCacheable::Cacheable,
+            true,
+            window.start,
+            window.end.saturating_sub(1),
+            None,
+        )
+    });
+    let mut resources: Vec<&dyn Aml> = vec![&bus, &config_ports, &ports, &window_32];
+    if let Some(window) = &window_64 {
+        resources.push(window);
+    }
+    Device::new(
+        "PCI0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("_BBN".into(), &aml::ZERO),
+            &Name::new("_SEG".into(), &aml::ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+fn serial_port(sink: &mut Vec<u8>) {
+    let ports = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8);
+    let interrupt = Interrupt::new(true, true, false, false, layout::SERIAL_GSI);
+    Device::new(
+        "COM1".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&ports, &interrupt]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The power button, and the generic event device that reports it (ACPI 6.5 §5.6.9).
+fn power_button(sink: &mut Vec<u8>) {
+    Device::new(
+        "PWRB".into(),
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
+    )
+    .to_aml_bytes(sink);
+    let interrupt = Interrupt::new(true, true, false, false, layout::ACPI_EVENT_GSI);
+    let region = OpRegion::new(
+        "EVTR".into(),
+        OpRegionSpace::SystemIO,
+        &layout::ACPI_EVENT_PORT,
+        &aml::ONE,
+    );
+    let field = Field::new(
+        "EVTR".into(),
+        FieldAccessType::Byte,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![FieldEntry::Named(*b"EVTS", 8)],
+    );
+    let event = Path::new("EVTS");
+    let button = Path::new("PWRB");
+    // Reading the register tells what happened and forgets it.
+    let read = Store::new(&Local(0), &event);
+    let pressed = aml::And::new(&aml::ZERO, &Local(0), &EVENT_POWER_BUTTON);
+    let notify = Notify::new(&button, &0x80_u8);
+    let report = If::new(&pressed, vec![&notify]);
+    let method = Method::new("_EVT".into(), 1, true, vec![&read, &report]);
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &region,
+            &field,
+            &method,
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// pvpanic; Linux's driver binds to this id (drivers/misc/pvpanic/pvpanic-mmio.c).
+fn panic_device(sink: &mut Vec<u8>) {
+    let ports = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    Device::new(
+        "PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+#[cfg(test)]
+mod tests;

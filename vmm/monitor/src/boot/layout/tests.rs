@@ -1,0 +1,76 @@
+use super::*;
+
+#[test]
+fn ram_that_fits_below_the_hole_is_one_piece() {
+    assert_eq!(ram_ranges(128 * MIB), [(0, 128 * MIB)]);
+    assert_eq!(ram_ranges(3 * GIB), [(0, 3 * GIB)]);
+}
+
+#[test]
+fn ram_beyond_the_hole_goes_on_at_4_gib() {
+    assert_eq!(ram_ranges(3 * GIB + MIB), [(0, 3 * GIB), (4 * GIB, MIB)]);
+    assert_eq!(ram_ranges(16 * GIB), [(0, 3 * GIB), (4 * GIB, 13 * GIB)]);
+}
+
+#[test]
+fn the_64_bit_window_takes_a_128_gib_bar_where_addresses_reach() {
+    for bits in [39, 40, 43, 46, 48, 52] {
+        let window = pci_window_64(128 * MIB, bits).unwrap();
+        assert_eq!(window.start % (128 * GIB), 0, "{bits} bits");
+        assert!(window.end - window.start >= 128 * GIB, "{bits} bits");
+    }
+}
+
+#[test]
+fn the_64_bit_window_never_overlaps_ram_or_the_hypertransport_range() {
+    for bits in 36..=52 {
+        for ram in [
+            MIB,
+            GIB,
+            3 * GIB,
+            8 * GIB,
+            24 * GIB,
+            300 * GIB,
+            1100 * GIB,
+            3000 * GIB,
+        ] {
+            let ram_end = ram_ranges(ram).last().map(|(s, l)| s + l).unwrap();
+            let Some(window) = pci_window_64(ram, bits) else {
+                continue;
+            };
+            assert!(window.start >= ram_end, "{ram:#x} {bits}");
+            assert!(window.end <= 1 << bits, "{ram:#x} {bits}");
+            assert!(
+                window.end <= HYPERTRANSPORT_START || window.start >= HYPERTRANSPORT_END,
+                "{ram:#x} {bits}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ram_that_fills_the_address_space_leaves_no_window() {
+    assert_eq!(pci_window_64(64 * GIB, 36), None);
+}
+
+#[test]
+fn fixed_places_do_not_overlap() {
+    let mut places = [
+        (GDT_START, 0x100),
+        (BOOT_PARAMS_START, 0x1000),
+        (PVH_TABLES_START, 0x1000),
+        (PAGE_TABLES_START, 6 * 0x1000),
+        (CMDLINE_START, CMDLINE_MAX as u64),
+        (ACPI_START, ACPI_END - ACPI_START),
+        (PCI_WINDOW_32.start, PCI_WINDOW_32.end - PCI_WINDOW_32.start),
+        (ECAM_START, ECAM_SIZE),
+        (u64::from(IO_APIC_START), 0x1000),
+        (u64::from(LOCAL_APIC_START), 0x1000),
+        (IDENTITY_MAP_START, 0x1000),
+        (TSS_START, 0x3000),
+    ];
+    places.sort_unstable();
+    for pair in places.windows(2) {
+        assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+    }
+}

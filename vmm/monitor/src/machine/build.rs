@@ -1,0 +1,140 @@
+//! Builds a machine, and brings it back to its start for a restart in place.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use super::control::Control;
+use super::devices::{Devices, MachineBuses};
+use super::files::Files;
+use super::vcpus::{self, Late, Shared};
+use super::{ExitReason, Machine, MachineError, OnExit};
+use crate::boot::acpi::{self, Platform};
+use crate::boot::cmdline::Cmdline;
+use crate::boot::{self, BootError, BootFiles, layout};
+use crate::config::{BootConfig, VmConfig};
+use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::memory::GuestMemory;
+use crate::kvm::vcpu::Entry;
+use crate::kvm::{Host, KVM_DEVICE};
+
+/// Everything that a restart in place needs; run while all vCPUs stand still.
+pub struct Restart {
+    devices: Arc<Devices>,
+    memory: Arc<GuestMemory>,
+    boot: BootFiles,
+}
+
+impl Restart {
+    /// Resets the devices, empties RAM and loads the boot data again.
+    ///
+    /// # Errors
+    /// A file can no longer be read, or the host refused.
+    pub fn run(&self) -> Result<Entry, MachineError> {
+        self.devices.reset()?;
+        self.memory.clear()?;
+        let entry = boot::load(&self.boot, self.memory.ram(), self.memory.size())?;
+        self.devices.resume()?;
+        Ok(entry)
+    }
+}
+
+pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machine, MachineError> {
+    // Everything that a user can have got wrong comes before the costly steps.
+    let cmdline = Cmdline::new(&config.boot.args, &config.drives).map_err(BootError::from)?;
+    let mut boot_files = open_boot_files(&config.boot, files, cmdline)?;
+    let host = Host::open(files, Path::new(KVM_DEVICE))?;
+    let memory = Arc::new(GuestMemory::new(&config.memory, files)?);
+    let vcpu_count = config.cpus.count();
+    let vm = host.create_vm(&memory, vcpu_count)?;
+    let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_exit));
+    let shared = Arc::new(Shared::<MachineBuses> {
+        vm: Arc::clone(&vm),
+        supported: host.supported_cpuid().clone(),
+        topology: Topology::new(config.cpus),
+        tsc_deadline: host.tsc_deadline(),
+        control: Arc::clone(&control),
+        late: OnceLock::new(),
+    });
+    // From here on threads are running: whatever fails, `unfinished` ends them and waits for them.
+    let mut unfinished = Unfinished {
+        control: &control,
+        threads: Vec::new(),
+    };
+    for index in 0..vcpu_count {
+        unfinished.threads.push(vcpus::spawn(&shared, index)?);
+    }
+    let window = layout::pci_window_64(memory.size(), cpuid::physical_bits(host.supported_cpuid()));
+    let (devices, buses) = Devices::new(config, files, &memory, &vm, window, &control)?;
+    boot_files.acpi = acpi::tables(Platform {
+        vcpus: vcpu_count,
+        pci_window_64: window,
+    });
+    let entry = boot::load(&boot_files, memory.ram(), memory.size())?;
+    let restart = Restart {
+        devices: Arc::clone(&devices),
+        memory,
+        boot: boot_files,
+    };
+    let _ = shared.late.set(Late { buses, restart });
+    control.set_start(entry);
+    control.wait_ready()?;
+    let threads = std::mem::take(&mut unfinished.threads);
+    drop(unfinished);
+    Ok(Machine {
+        control,
+        devices,
+        threads,
+    })
+}
+
+/// vCPU threads of a machine whose building may still fail.
+struct Unfinished<'a> {
+    control: &'a Control,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.threads.is_empty() {
+            return;
+        }
+        self.control.abandon();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+fn open_boot_files(
+    config: &BootConfig,
+    files: &Files,
+    cmdline: Cmdline,
+) -> Result<BootFiles, BootError> {
+    let open = |what, path: &Path| {
+        files.open_read(path).map_err(|source| BootError::Open {
+            what,
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let kernel = open("kernel", &config.kernel)?;
+    let initrd = match &config.initrd {
+        None => None,
+        Some(path) => Some((path.clone(), open("initrd", path)?)),
+    };
+    Ok(BootFiles {
+        kernel_path: config.kernel.clone(),
+        kernel,
+        initrd,
+        cmdline,
+        acpi: Vec::new(),
+    })
+}
+
+/// The reason that a device reports to the control.
+pub fn end_with(control: &Arc<Control>, reason: ExitReason) -> impl Fn() + Send + Sync + 'static {
+    let control = Arc::clone(control);
+    move || control.end(reason.clone())
+}

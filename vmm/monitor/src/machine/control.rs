@@ -1,0 +1,249 @@
+//! What the vCPU threads are asked to do, and where they are.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::kick::Kicks;
+use super::{ExitReason, MachineError, OnExit};
+use crate::config::OnReboot;
+use crate::kvm::KvmError;
+use crate::kvm::vcpu::Entry;
+
+/// What the control side wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Paused,
+    Running,
+    Ended,
+}
+
+struct State {
+    wanted: Wanted,
+    /// The guest asked for a reset that is to be carried out in place.
+    restart: bool,
+    /// Number of vCPU threads that stand still, ready to run.
+    parked: usize,
+    /// Where the boot CPU starts; changes with every start.
+    entry: Option<Entry>,
+    /// Counts the starts of the guest: 0 before the first.
+    starts: u64,
+    /// The first vCPU that could not be made.
+    failed: Option<KvmError>,
+    reported: bool,
+}
+
+/// What a vCPU thread does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Go on.
+    Run,
+    /// Begin at the entry; reset first if it ran before.
+    Start {
+        entry: Entry,
+        reset: bool,
+    },
+    /// Everything stands still: restart the machine, then ask again.
+    Restart,
+    End,
+}
+
+/// Shared by the vCPU threads, the devices and the control side.
+pub struct Control {
+    /// Not (wanted running and no restart): the only thing a vCPU thread looks at between exits.
+    attention: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    kicks: Kicks,
+    vcpus: usize,
+    on_reboot: OnReboot,
+    on_exit: OnExit,
+}
+
+impl Control {
+    pub fn new(vcpus: u8, on_reboot: OnReboot, on_exit: OnExit) -> Self {
+        Self {
+            attention: AtomicBool::new(true),
+            state: Mutex::new(State {
+                wanted: Wanted::Paused,
+                restart: false,
+                parked: 0,
+                entry: None,
+                starts: 0,
+                failed: None,
+                reported: false,
+            }),
+            changed: Condvar::new(),
+            kicks: Kicks::default(),
+            vcpus: usize::from(vcpus),
+            on_reboot,
+            on_exit,
+        }
+    }
+
+    pub fn kicks(&self) -> &Kicks {
+        &self.kicks
+    }
+
+    /// Something else than running is asked of the vCPUs.
+    pub fn attention(&self) -> bool {
+        self.attention.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change known to everyone whom it concerns.
+    fn announce(&self, state: &State) {
+        let attention = state.wanted != Wanted::Running || state.restart;
+        self.attention.store(attention, Ordering::Release);
+        self.changed.notify_all();
+        if attention {
+            self.kicks.kick_all();
+        }
+    }
+
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Ended {
+            return Err(MachineError::Ended);
+        }
+        state.wanted = Wanted::Running;
+        self.announce(&state);
+        Ok(())
+    }
+
+    /// Stops the vCPUs and waits until they stand still.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Ended {
+            return Err(MachineError::Ended);
+        }
+        state.wanted = Wanted::Paused;
+        self.announce(&state);
+        while state.parked < self.vcpus || state.restart {
+            if state.wanted == Wanted::Ended {
+                return Err(MachineError::Ended);
+            }
+            state = self.wait(state);
+        }
+        Ok(())
+    }
+
+    /// Waits until every vCPU thread has made its vCPU.
+    ///
+    /// # Errors
+    /// One of them could not.
+    pub fn wait_ready(&self) -> Result<(), KvmError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(error) = state.failed.take() {
+                return Err(error);
+            }
+            if state.parked == self.vcpus {
+                return Ok(());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// A vCPU could not be made.
+    pub fn not_ready(&self, error: KvmError) {
+        let mut state = self.lock();
+        state.failed.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Sets where the boot CPU starts.
+    pub fn set_start(&self, entry: Entry) {
+        let mut state = self.lock();
+        state.entry = Some(entry);
+        state.starts = state.starts.saturating_add(1);
+    }
+
+    /// The guest asked for a reset.
+    pub fn reset(&self) {
+        match self.on_reboot {
+            OnReboot::Exit => self.end(ExitReason::Reboot),
+            OnReboot::Restart => {
+                let mut state = self.lock();
+                if state.wanted != Wanted::Ended {
+                    state.restart = true;
+                    self.announce(&state);
+                }
+            }
+        }
+    }
+
+    /// The restart is done.
+    pub fn restarted(&self) {
+        let mut state = self.lock();
+        state.restart = false;
+        self.announce(&state);
+    }
+
+    /// Ends the machine; the first reason counts and is reported.
+    pub fn end(&self, reason: ExitReason) {
+        let mut state = self.lock();
+        state.wanted = Wanted::Ended;
+        let report = !std::mem::replace(&mut state.reported, true);
+        self.announce(&state);
+        drop(state);
+        if report {
+            (self.on_exit)(reason);
+        }
+    }
+
+    /// Ends the vCPU threads of a machine that was never finished; nothing is reported.
+    pub fn abandon(&self) {
+        let mut state = self.lock();
+        state.wanted = Wanted::Ended;
+        state.reported = true;
+        self.announce(&state);
+    }
+
+    /// Stands still until there is something to do for vCPU `index`, which has seen `seen` starts of the guest.
+    pub fn next(&self, index: u8, seen: &mut u64) -> Next {
+        let mut state = self.lock();
+        state.parked = state.parked.saturating_add(1);
+        self.changed.notify_all();
+        let next = loop {
+            if state.wanted == Wanted::Ended {
+                break Next::End;
+            }
+            if state.restart {
+                // The boot CPU's thread restarts the machine once the others stand still; then all begin anew.
+                if index == 0 && state.parked == self.vcpus {
+                    break Next::Restart;
+                }
+            } else if state.wanted == Wanted::Running {
+                break match state.entry {
+                    Some(entry) if *seen != state.starts => {
+                        *seen = state.starts;
+                        Next::Start {
+                            entry,
+                            reset: state.starts > 1,
+                        }
+                    }
+                    _ => Next::Run,
+                };
+            }
+            state = self.wait(state);
+        };
+        state.parked = state.parked.saturating_sub(1);
+        next
+    }
+}
