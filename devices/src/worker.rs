@@ -37,6 +37,10 @@ pub trait Handler: Send + 'static {
 
     /// A watched descriptor is ready. May change the interest. Must not block for long.
     fn ready(&mut self, fd: RawFd, events: EventSet, interest: &Interest<'_>);
+
+    /// Finishes what is in flight. Called in the worker thread, which may wait here, when the handler is about to leave
+    /// it: the kernel cancels what a thread has in an io_uring as soon as that thread ends.
+    fn finish(&mut self) {}
 }
 
 static THREAD_START: OnceLock<fn(ThreadKind)> = OnceLock::new();
@@ -299,7 +303,8 @@ impl Service {
     }
 
     fn remove(&mut self, owner: u32) -> Option<Box<dyn Any + Send>> {
-        let entry = self.handlers.remove(&owner)?;
+        let mut entry = self.handlers.remove(&owner)?;
+        entry.handler.finish();
         for fd in entry.watched.into_inner() {
             // A descriptor that the handler has closed meanwhile is no longer watched anyway.
             let _ = self

@@ -109,3 +109,28 @@ fn a_handler_that_cannot_register_is_reported_and_the_worker_goes_on() {
     seen.recv().unwrap();
     assert_eq!(sum.load(Ordering::SeqCst), 2);
 }
+
+/// Notes the thread in which it is told to finish.
+struct Finisher {
+    finished_in: Option<std::thread::ThreadId>,
+}
+
+impl Handler for Finisher {
+    fn register(&mut self, _interest: &Interest<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn ready(&mut self, _fd: RawFd, _events: EventSet, _interest: &Interest<'_>) {}
+
+    fn finish(&mut self) {
+        self.finished_in = Some(std::thread::current().id());
+    }
+}
+
+#[test]
+fn a_handler_finishes_in_the_worker_thread_before_it_is_given_back() {
+    let worker = SharedWorker::spawn(ThreadKind::Slow, "test").unwrap();
+    let place = worker.add(Finisher { finished_in: None }).unwrap();
+    let thread = worker.thread.as_ref().unwrap().thread().id();
+    assert_eq!(place.remove().unwrap().finished_in, Some(thread));
+}
