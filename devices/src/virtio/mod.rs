@@ -1,5 +1,7 @@
 //! virtio 1.x devices. A device implements [`VirtioDevice`]; the one transport (virtio over PCI) does the rest.
 
+pub mod pci;
+
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -105,4 +107,7 @@ pub trait VirtioDevice: Send {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DeviceState {
     // Block(block::BlockState), Vsock(vsock::VsockState), Entropy(entropy::EntropyState): added with their device.
+    /// Of the devices that the transport's tests make up.
+    #[cfg(test)]
+    Test(u32),
 }
