@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 
 /// The root of the checkout.
 pub fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are one folder below the root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests are one folder below the root")
 }
 
 /// A release binary of ours; `make test` builds them before it runs the tests.
@@ -16,15 +18,22 @@ pub fn checkout() -> &'static Path {
 /// # Panics
 /// It is not there.
 pub fn binary(name: &str) -> PathBuf {
-    let path = checkout().join("target/x86_64-unknown-linux-gnu/release").join(name);
-    assert!(path.exists(), "{} is missing: run `make build` first", path.display());
+    let path = checkout()
+        .join("target/x86_64-unknown-linux-gnu/release")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `make build` first",
+        path.display()
+    );
     path
 }
 
 /// Where the emulated rig keeps images, the emulated host and its disk; kept between runs, so that a second run does
 /// not build Debian again.
 pub fn state_directory() -> PathBuf {
-    std::env::var_os("FIEF_TEST_STATE").map_or_else(|| checkout().join("target/test-state"), PathBuf::from)
+    std::env::var_os("FIEF_TEST_STATE")
+        .map_or_else(|| checkout().join("target/test-state"), PathBuf::from)
 }
 
 /// How a command ended and what it said.
@@ -52,7 +61,13 @@ impl Said {
     /// It did not succeed.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "stdout: {}\nstderr: {}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(0),
+            "stdout: {}\nstderr: {}",
+            self.out,
+            self.err
+        );
         self.out.trim_end().to_owned()
     }
 
@@ -62,7 +77,13 @@ impl Said {
     /// It ended otherwise.
     #[track_caller]
     pub fn fails(self, code: i32) -> String {
-        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout: {}\nstderr: {}",
+            self.out,
+            self.err
+        );
         self.err
     }
 }
@@ -70,8 +91,14 @@ impl Said {
 /// A `fief` command line on the emulated host of the test state directory.
 pub fn fief<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(binary("fief"));
-    command.args(arguments).env("FIEF_STATE_DIR", state_directory()).env("FIEF_HOST", "emulated");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .env("FIEF_STATE_DIR", state_directory())
+        .env("FIEF_HOST", "emulated");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -81,7 +108,10 @@ pub fn fief<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command 
 /// It cannot be started.
 pub fn run(line: &str) -> Said {
     host();
-    fief(line.split_whitespace()).output().expect("fief starts").into()
+    fief(line.split_whitespace())
+        .output()
+        .expect("fief starts")
+        .into()
 }
 
 /// Runs `fief` with the words of `line`, then `last` as one more argument: a shell script, say.
@@ -90,7 +120,10 @@ pub fn run(line: &str) -> Said {
 /// It cannot be started.
 pub fn run_with(line: &str, last: &str) -> Said {
     host();
-    fief(line.split_whitespace().chain([last])).output().expect("fief starts").into()
+    fief(line.split_whitespace().chain([last]))
+        .output()
+        .expect("fief starts")
+        .into()
 }
 
 /// Starts `fief` with the words of `line`, its stdin a pipe.
@@ -99,7 +132,10 @@ pub fn run_with(line: &str, last: &str) -> Said {
 /// It cannot be started.
 pub fn spawn(line: &str) -> Child {
     host();
-    fief(line.split_whitespace()).stdin(Stdio::piped()).spawn().expect("fief starts")
+    fief(line.split_whitespace())
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("fief starts")
 }
 
 /// Feeds `input` to a started command and waits for its end.
@@ -124,7 +160,10 @@ pub fn feed(mut child: Child, input: Vec<u8>) -> Output {
 pub fn host() {
     static HOST: OnceLock<()> = OnceLock::new();
     HOST.get_or_init(|| {
-        let said: Said = fief(["host", "start"]).output().expect("fief starts").into();
+        let said: Said = fief(["host", "start"])
+            .output()
+            .expect("fief starts")
+            .into();
         said.ok();
     });
 }

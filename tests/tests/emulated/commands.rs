@@ -1,0 +1,88 @@
+//! `fief run` and `fief exec`: what a command sees and what comes back.
+
+use fief_tests::{run, run_with};
+
+use super::Tenant;
+
+#[test]
+fn a_one_shot_tenant_passes_on_output_and_exit_code_and_is_gone() {
+    assert_eq!(
+        run_with(
+            "run --rm --name once --image busybox -- sh -c",
+            "echo out; echo err >&2; exit 7"
+        )
+        .code,
+        Some(7)
+    );
+    let said = run_with(
+        "run --rm --name once --image busybox -- sh -c",
+        "echo out; echo err >&2",
+    );
+    assert_eq!(
+        (said.code, said.out.as_str()),
+        (Some(0), "out\n"),
+        "{said:?}"
+    );
+    assert!(said.err.contains("err"), "{said:?}");
+    assert!(!run("ps -a").ok().contains("once"));
+}
+
+#[test]
+fn a_tenant_has_its_own_kernel_and_not_the_hosts_name() {
+    let said = run_with(
+        "run --rm --name own --image busybox -- sh -c",
+        "hostname; cat /proc/cmdline; id -u",
+    )
+    .ok();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[0], "own");
+    assert!(lines[1].contains("fief.root=image"), "{said}");
+}
+
+#[test]
+fn commands_that_cannot_run_give_the_codes_docker_gives() {
+    let tenant = Tenant::start("codes", "--image busybox");
+    assert_eq!(run("exec codes -- no-such-command").code, Some(127));
+    assert_eq!(run("exec codes -- /etc/passwd").code, Some(126));
+    assert_eq!(tenant.sh("kill -TERM $$").code, Some(128 + 15));
+    assert_eq!(tenant.sh("exit 42").code, Some(42));
+    assert_eq!(run("exec no-such-tenant -- true").code, Some(125));
+}
+
+#[test]
+fn environment_directory_and_user_are_as_asked() {
+    let tenant = Tenant::start("asked", "--image busybox");
+    assert_eq!(
+        run_with(
+            "exec -e COLOUR=blue -w /tmp --user user asked -- sh -c",
+            "echo $COLOUR $(pwd) $(id -un)"
+        )
+        .ok(),
+        "blue /tmp user"
+    );
+    assert_eq!(tenant.sh("id -u").code, Some(0));
+}
+
+#[test]
+fn a_thousand_short_commands_leave_nothing_behind() {
+    let tenant = Tenant::start("thousand", "--image busybox");
+    let before = tenant
+        .sh("ls /proc | grep -c '^[0-9]'; ls /proc/1/fd | wc -l")
+        .ok();
+    // From inside the emulated host: a thousand of the outer fief would only measure process starts.
+    fief_tests::in_host("set -e; i=0; while [ $i -lt 1000 ]; do test \"$(fief exec thousand -- echo $i)\" = $i; i=$((i+1)); done").ok();
+    assert_eq!(
+        tenant
+            .sh("ls /proc | grep -c '^[0-9]'; ls /proc/1/fd | wc -l")
+            .ok(),
+        before
+    );
+}
+
+#[test]
+fn debian_has_apt_and_a_user_who_may_sudo_without_a_password() {
+    let tenant = Tenant::start("deb", "--image debian");
+    assert_eq!(run("exec --user user deb -- sudo id -un").ok(), "root");
+    assert!(tenant.sh("apt-get --version").ok().starts_with("apt "));
+    assert!(tenant.sh(". /etc/os-release; echo $ID").ok() == "debian");
+}

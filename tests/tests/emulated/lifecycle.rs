@@ -1,0 +1,77 @@
+//! Tenants start, stop, restart, are removed, and keep their data.
+
+use fief_tests::{in_host, run, run_with};
+
+use super::Tenant;
+
+#[test]
+fn files_survive_a_stop_and_a_start() {
+    let tenant = Tenant::start("keeps", "--image busybox");
+    tenant.sh("echo precious > /root/file && sync").ok();
+    run("stop keeps").ok();
+    assert_eq!(tenant.listed()["status"], "stopped");
+    run("start keeps").ok();
+    assert_eq!(tenant.sh("cat /root/file").ok(), "precious");
+}
+
+#[test]
+fn a_poweroff_from_inside_is_reported_as_such() {
+    let tenant = Tenant::start("off", "--image busybox");
+    tenant.sh("poweroff; sleep 60");
+    in_host("while fief ps | grep -qw off; do sleep 0.2; done").ok();
+    assert_eq!(
+        tenant.listed()["exit"]["reason"],
+        "poweroff",
+        "{}",
+        tenant.listed()
+    );
+}
+
+#[test]
+fn a_reboot_from_inside_starts_the_tenant_again_with_its_data() {
+    let tenant = Tenant::start("again", "--image busybox");
+    let before = tenant
+        .sh("cat /proc/sys/kernel/random/boot_id; touch /root/mark; sync")
+        .ok();
+    tenant.sh("reboot; sleep 60");
+    let mut after = tenant.sh("cat /proc/sys/kernel/random/boot_id; ls /root/mark");
+    // The agent of the new boot answers once it is up; until then the command cannot run.
+    while after.code == Some(125) || after.out.starts_with(&before) {
+        assert_eq!(tenant.listed()["status"], "running", "{after:?}");
+        after = tenant.sh("cat /proc/sys/kernel/random/boot_id; ls /root/mark");
+    }
+    assert!(after.ok().ends_with("/root/mark"));
+}
+
+#[test]
+fn a_name_is_free_again_after_rm_and_taken_until_then() {
+    let _tenant = Tenant::start("named", "--image busybox");
+    let said = run("run -d --name named --image busybox").fails(125);
+    assert!(said.contains("named"), "{said}");
+    let refused = run("rm named");
+    assert_ne!(
+        refused.code,
+        Some(0),
+        "a running tenant is only removed with -f"
+    );
+    run("rm -f named").ok();
+    run("run -d --name named --image busybox").ok();
+}
+
+#[test]
+fn logs_show_the_console() {
+    let _tenant = Tenant::start("talks", "--image busybox");
+    run_with("exec talks -- sh -c", "echo console-mark > /dev/console").ok();
+    in_host("until fief logs talks | grep -q console-mark; do sleep 0.2; done").ok();
+}
+
+#[test]
+fn an_image_with_systemd_runs_it_as_its_init() {
+    let tenant = Tenant::start("sysd", "--image debian --init image --memory 768M");
+    assert_eq!(tenant.sh("cat /proc/1/comm").ok(), "systemd");
+    tenant
+        .sh("systemctl is-system-running --wait; systemctl is-active multi-user.target")
+        .ok();
+    run("stop sysd").ok();
+    assert_eq!(tenant.listed()["exit"]["reason"], "poweroff");
+}

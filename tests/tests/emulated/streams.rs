@@ -1,0 +1,99 @@
+//! Standard input and output through `fief exec`.
+
+use std::process::Child;
+
+use fief_tests::{feed, run, run_with, spawn};
+
+use super::Tenant;
+
+/// Bytes that do not repeat in any period of a buffer (a 64-bit linear congruential generator, Knuth's constants).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(state >> 16).to_le_bytes()[..6]);
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn a_stream_of_256_mib_comes_back_as_it_went() {
+    let _tenant = Tenant::start("stream", "--image busybox --memory 512M");
+    let sent = noise(256 << 20);
+    let output = feed(spawn("exec -i stream -- cat"), sent.clone());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.stdout == sent,
+        "{} of {} bytes came back, or other ones",
+        output.stdout.len(),
+        sent.len()
+    );
+}
+
+#[test]
+fn eight_commands_at_once_do_not_wait_for_one_that_is_blocked() {
+    let tenant = Tenant::start("eight", "--image busybox");
+    // Its output fills its window and nobody reads it; its input never comes.
+    let mut blocked = spawn("exec -i eight -- sh -c yes");
+    let others: Vec<Child> = (0..7)
+        .map(|number| spawn(&format!("exec -i eight -- echo {number}")))
+        .collect();
+    for (number, other) in others.into_iter().enumerate() {
+        let output = feed(other, Vec::new());
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            format!("{number}\n")
+        );
+    }
+    assert!(
+        blocked.try_wait().unwrap().is_none(),
+        "the blocked command ended by itself"
+    );
+    blocked.kill().unwrap();
+    blocked.wait().unwrap();
+    // Its client is gone: the agent ends the command.
+    tenant.sh("while pidof yes; do sleep 1; done").ok();
+}
+
+#[test]
+fn the_end_of_stdin_reaches_the_command_while_its_output_goes_on() {
+    let _tenant = Tenant::start("half", "--image busybox");
+    let output = feed(spawn("exec -i half -- wc -c"), noise(100_000));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "100000");
+    assert_eq!(
+        run("exec half -- cat").ok(),
+        "",
+        "without -i there is no stdin"
+    );
+}
+
+#[test]
+fn a_terminal_is_a_terminal() {
+    let tenant = Tenant::start("tty", "--image busybox");
+    // script(1) gives fief a terminal of its own.
+    let line = format!(
+        "FIEF_STATE_DIR={} FIEF_HOST=emulated script -qec '{} exec -it tty -- sh -c \"tty && stty size\"' /dev/null",
+        fief_tests::state_directory().display(),
+        fief_tests::binary("fief").display()
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &line])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("/dev/pts/"), "{text}");
+    assert_eq!(
+        run_with("exec tty -- sh -c", "tty").code,
+        Some(1),
+        "no terminal without -t"
+    );
+    drop(tenant);
+}
