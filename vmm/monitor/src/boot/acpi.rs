@@ -20,6 +20,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
+use fief_devices::legacy::{POWER_GSI, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_COUNT, power};
+
 use super::layout::{self, PciWindow64};
 
 const OEM_ID: [u8; 6] = *b"FIEF  ";
@@ -29,11 +31,6 @@ const OEM_REVISION: u32 = 1;
 /// IAPC_BOOT_ARCH (ACPI 6.5 table 5.11): no VGA, no PCIe ASPM, no CMOS clock; bit 1 (8042) is clear, so that no guest
 /// waits for a keyboard.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-
-/// Value of SLP_TYP for soft off; the guest takes it from `\_S5` (ACPI 6.5 §7.4.2).
-pub const SLEEP_TYPE_OFF: u8 = 5;
-/// What the generic event device's register says for the power button.
-pub const EVENT_POWER_BUTTON: u8 = 1;
 
 /// What the tables describe.
 #[derive(Debug, Clone, Copy)]
@@ -84,14 +81,13 @@ impl Block {
     }
 }
 
-fn port(address: u16) -> GAS {
-    GAS::new(
-        GasSpace::SystemIo,
-        8,
-        0,
-        AccessSize::ByteAccess,
-        u64::from(address),
-    )
+fn port(address: u64) -> GAS {
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address)
+}
+
+/// A port number as AML wants it.
+fn port_number(port: u64) -> u16 {
+    u16::try_from(port).unwrap_or(u16::MAX)
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
@@ -102,10 +98,10 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = port(layout::ACPI_RESET_PORT);
-    fadt.reset_value = layout::ACPI_RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::ACPI_SLEEP_PORT);
-    fadt.sleep_status_reg = port(layout::ACPI_SLEEP_PORT.saturating_add(1));
+    fadt.reset_reg = port(power::RESET);
+    fadt.reset_value = power::RESET_VALUE;
+    fadt.sleep_control_reg = port(power::SLEEP_CONTROL);
+    fadt.sleep_status_reg = port(power::SLEEP_STATUS);
     fadt.finalize()
 }
 
@@ -137,7 +133,7 @@ fn dsdt(platform: Platform) -> Sdt {
     power_button(&mut devices);
     panic_device(&mut devices);
     code.extend_from_slice(&aml::Scope::raw("_SB_".into(), devices));
-    let off = SLEEP_TYPE_OFF;
+    let off = power::SLEEP_TYPE_S5;
     Name::new(
         "_S5_".into(),
         &Package::new(vec![&off, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
@@ -190,8 +186,10 @@ fn pci_host_bridge(window: Option<PciWindow64>, sink: &mut Vec<u8>) {
 }
 
 fn serial_port(sink: &mut Vec<u8>) {
-    let ports = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8);
-    let interrupt = Interrupt::new(true, true, false, false, layout::SERIAL_GSI);
+    let port = port_number(SERIAL_PORT);
+    let count = u8::try_from(SERIAL_PORT_COUNT).unwrap_or(u8::MAX);
+    let ports = IO::new(port, port, 1, count);
+    let interrupt = Interrupt::new(true, true, false, false, SERIAL_GSI);
     Device::new(
         "COM1".into(),
         vec![
@@ -213,11 +211,12 @@ fn power_button(sink: &mut Vec<u8>) {
         vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
     )
     .to_aml_bytes(sink);
-    let interrupt = Interrupt::new(true, true, false, false, layout::ACPI_EVENT_GSI);
+    let interrupt = Interrupt::new(true, true, false, false, POWER_GSI);
+    let event_port = port_number(power::EVENT);
     let region = OpRegion::new(
         "EVTR".into(),
         OpRegionSpace::SystemIO,
-        &layout::ACPI_EVENT_PORT,
+        &event_port,
         &aml::ONE,
     );
     let field = Field::new(
@@ -231,7 +230,7 @@ fn power_button(sink: &mut Vec<u8>) {
     let button = Path::new("PWRB");
     // Reading the register tells what happened and forgets it.
     let read = Store::new(&Local(0), &event);
-    let pressed = aml::And::new(&aml::ZERO, &Local(0), &EVENT_POWER_BUTTON);
+    let pressed = aml::And::new(&aml::ZERO, &Local(0), &power::EVENT_POWER_BUTTON);
     let notify = Notify::new(&button, &0x80_u8);
     let report = If::new(&pressed, vec![&notify]);
     let method = Method::new("_EVT".into(), 1, true, vec![&read, &report]);
@@ -251,7 +250,8 @@ fn power_button(sink: &mut Vec<u8>) {
 
 /// pvpanic; Linux's driver binds to this id (drivers/misc/pvpanic/pvpanic-mmio.c).
 fn panic_device(sink: &mut Vec<u8>) {
-    let ports = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    let port = port_number(PVPANIC_PORT);
+    let ports = IO::new(port, port, 1, 1);
     Device::new(
         "PEVT".into(),
         vec![

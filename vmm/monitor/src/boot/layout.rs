@@ -62,25 +62,6 @@ pub const IDENTITY_MAP_START: u64 = 0xFFFB_C000;
 /// Three pages for the task state segment that KVM needs there.
 pub const TSS_START: u64 = 0xFFFB_D000;
 
-/// Serial port COM1.
-pub const SERIAL_PORT: u16 = 0x3F8;
-/// Interrupt of COM1.
-pub const SERIAL_GSI: u32 = 4;
-/// Keyboard controller's data port; its command port is 4 further.
-pub const I8042_PORT: u16 = 0x60;
-/// pvpanic's usual port (QEMU docs/specs/pvpanic.rst).
-pub const PVPANIC_PORT: u16 = 0x505;
-/// ACPI sleep control register, with the sleep status register behind it (ACPI 6.5 §4.8.3.7).
-pub const ACPI_SLEEP_PORT: u16 = 0x600;
-/// ACPI reset register (ACPI 6.5 §4.8.3.6).
-pub const ACPI_RESET_PORT: u16 = 0x604;
-/// What the guest writes to the reset register.
-pub const ACPI_RESET_VALUE: u8 = 1;
-/// Tells the guest why the generic event device's interrupt came.
-pub const ACPI_EVENT_PORT: u16 = 0x608;
-/// Interrupt of the generic event device (ACPI 6.5 §5.6.9).
-pub const ACPI_EVENT_GSI: u32 = 9;
-
 /// Pieces of guest RAM for `size` bytes: start and length, in order.
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     let low = size.min(RAM_HOLE_START);

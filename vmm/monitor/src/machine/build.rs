@@ -7,7 +7,7 @@ use super::control::Control;
 use super::devices::{Devices, MachineBuses};
 use super::files::Files;
 use super::vcpus::{self, Late, Shared};
-use super::{ExitReason, Machine, MachineError, OnExit};
+use super::{Machine, MachineError, OnExit};
 use crate::boot::acpi::{self, Platform};
 use crate::boot::cmdline::Cmdline;
 use crate::boot::{self, BootError, BootFiles, layout};
@@ -33,7 +33,6 @@ impl Restart {
         self.devices.reset()?;
         self.memory.clear()?;
         let entry = boot::load(&self.boot, self.memory.ram(), self.memory.size())?;
-        self.devices.resume()?;
         Ok(entry)
     }
 }
@@ -131,10 +130,4 @@ fn open_boot_files(
         cmdline,
         acpi: Vec::new(),
     })
-}
-
-/// The reason that a device reports to the control.
-pub fn end_with(control: &Arc<Control>, reason: ExitReason) -> impl Fn() + Send + Sync + 'static {
-    let control = Arc::clone(control);
-    move || control.end(reason.clone())
 }

@@ -1,26 +1,26 @@
 //! The machine's devices and the buses that they are on.
 
-use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fief_devices::bus::{Bus, BusDevice, BusError};
-use fief_devices::irq::InterruptLine;
-use fief_devices::pci::{
-    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
-};
+use fief_devices::legacy::{self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart, power};
+use fief_devices::pci::{CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciRootState, PciWindows, Window};
+use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
 use super::ExitReason;
-use super::build::end_with;
 use super::control::Control;
 use super::files::Files;
-use crate::boot::acpi::{EVENT_POWER_BUTTON, SLEEP_TYPE_OFF};
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::VmConfig;
+use crate::config::{SerialConfig, VmConfig};
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
 use crate::kvm::vcpu::Buses;
+
+/// How long the end of a machine waits for a full serial output to take more.
+const SERIAL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,10 @@ pub enum DeviceError {
     Bus(#[from] BusError),
     #[error(transparent)]
     Pci(#[from] PciError),
+    #[error("cannot set up the serial port{at}: {source}")]
+    Serial { at: String, source: io::Error },
+    #[error("cannot start the worker of the slow devices: {0}")]
+    Worker(io::Error),
 }
 
 /// Port and memory bus of a machine. Fixed once the machine is built, so looking up takes no lock.
@@ -58,7 +62,20 @@ impl Buses for MachineBuses {
 /// What the control side needs of the devices.
 pub struct Devices {
     power: Arc<Power>,
-    event_line: Arc<dyn InterruptLine>,
+    uart: Arc<Uart>,
+    pci: PciRoot,
+    /// The bus as it was built.
+    pci_at_start: PciRootState,
+    serial: Mutex<Serial>,
+}
+
+/// Where the serial port's host side is.
+enum Serial {
+    /// Before the first start, or paused.
+    Idle(SerialHandler),
+    Running(Place<SerialHandler>),
+    /// Its worker is gone.
+    Lost,
 }
 
 impl Devices {
@@ -67,8 +84,8 @@ impl Devices {
     /// # Errors
     /// See [`DeviceError`].
     pub fn new(
-        _config: &VmConfig,
-        _files: &Files,
+        config: &VmConfig,
+        files: &Files,
         _memory: &GuestMemory,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
@@ -77,70 +94,34 @@ impl Devices {
         let gsis = GsiTable::new(Arc::clone(vm));
         let mut ports = Bus::new();
         let mut memory = Bus::new();
-        let power = Arc::new(Power {
-            pending: AtomicU8::new(0),
-            off: Box::new(end_with(control, ExitReason::PowerOff)),
-            reset: {
-                let control = Arc::clone(control);
-                Box::new(move || control.reset())
-            },
-        });
-        ports.insert(u64::from(layout::ACPI_SLEEP_PORT), 16, power.clone())?;
-        let keyboard = Arc::new(Keyboard {
-            control: Arc::clone(control),
-        });
-        ports.insert(u64::from(layout::I8042_PORT), 5, keyboard)?;
-        ports.insert(
-            u64::from(layout::SERIAL_PORT),
-            8,
-            Arc::new(Serial {
-                line: gsis.line(layout::SERIAL_GSI),
-                ier: AtomicU8::new(0),
-                pending: AtomicU8::new(0),
-                lcr: AtomicU8::new(0),
-                mcr: AtomicU8::new(0),
-            }),
-        )?;
-        let windows = PciWindows {
-            io: u64::from(layout::PCI_IO_WINDOW.start)..u64::from(layout::PCI_IO_WINDOW.end),
-            mmio32: layout::PCI_WINDOW_32,
-            mmio64: window.map_or(0..0, |w| w.start..w.end),
+
+        let sink = event_sink(control);
+        let power = Arc::new(Power::new(Arc::clone(&sink), gsis.line(legacy::POWER_GSI)));
+        ports.insert(legacy::POWER_PORT, legacy::POWER_PORT_COUNT, Arc::clone(&power) as _)?;
+        ports.insert(legacy::I8042_PORT, 1, Arc::new(I8042::new(Arc::clone(&sink))))?;
+        ports.insert(legacy::PVPANIC_PORT, 1, Arc::new(Pvpanic::new(sink)))?;
+
+        let failed = |source| DeviceError::Serial {
+            at: String::new(),
+            source,
         };
-        let pci = PciRoot::new(windows.clone());
-        pci.add(Arc::new(HostBridge))?;
-        ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, pci.config_ports())?;
-        ports.insert(
-            windows.io.start,
-            windows.io.end.saturating_sub(windows.io.start),
-            pci.window(Window::Io),
-        )?;
-        memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
-        for (range, window) in [
-            (windows.mmio32, Window::Mmio32),
-            (windows.mmio64, Window::Mmio64),
-        ] {
-            if !range.is_empty() {
-                memory.insert(
-                    range.start,
-                    range.end.saturating_sub(range.start),
-                    pci.window(window),
-                )?;
-            }
-        }
+        let uart = Arc::new(Uart::new(gsis.line(legacy::SERIAL_GSI)).map_err(failed)?);
+        ports.insert(legacy::SERIAL_PORT, legacy::SERIAL_PORT_COUNT, Arc::clone(&uart) as _)?;
+        let serial = SerialHandler::new(Arc::clone(&uart), serial_ends(&config.serial, files)?);
+
+        let pci = pci_bus(window, &mut ports, &mut memory)?;
         let devices = Arc::new(Self {
             power,
-            event_line: gsis.line(layout::ACPI_EVENT_GSI),
+            uart,
+            pci_at_start: pci.state(),
+            pci,
+            serial: Mutex::new(Serial::Idle(serial)),
         });
         Ok((devices, MachineBuses { ports, memory }))
     }
 
     pub fn press_power_button(&self) {
-        self.power
-            .pending
-            .fetch_or(EVENT_POWER_BUTTON, Ordering::AcqRel);
-        if let Err(error) = self.event_line.trigger() {
-            tracing::error!("the power button's interrupt was not delivered: {error}");
-        }
+        self.power.press_power_button();
     }
 
     /// Lets the workers of the devices work.
@@ -148,118 +129,89 @@ impl Devices {
     /// # Errors
     /// A worker could not be started.
     pub fn resume(&self) -> Result<(), DeviceError> {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *serial, Serial::Lost) {
+            Serial::Idle(handler) => {
+                let worker = SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
+                *serial = Serial::Running(worker.add(handler).map_err(DeviceError::Worker)?);
+            }
+            other => *serial = other,
+        }
         Ok(())
     }
 
     /// Stops the workers of the devices.
-    pub fn pause(&self) {}
+    pub fn pause(&self) {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Serial::Running(place) = std::mem::replace(&mut *serial, Serial::Lost)
+            && let Some(mut handler) = place.remove()
+        {
+            handler.flush(SERIAL_PATIENCE);
+            *serial = Serial::Idle(handler);
+        }
+    }
 
-    /// Brings all devices to their state after power-on, workers stopped.
+    /// Brings all devices to their state after power-on. The serial port's host side works on.
     ///
     /// # Errors
     /// A device refused.
     pub fn reset(&self) -> Result<(), DeviceError> {
+        self.pci.restore(&self.pci_at_start)?;
+        // Reading it forgets the events.
+        self.power.read(power::EVENT.saturating_sub(legacy::POWER_PORT), &mut [0]);
+        // Line control first, or the next would go to the divisor latch; then interrupts, FIFO and modem control
+        // (16550D §8).
+        for (offset, value) in [(3, 0), (1, 0), (2, 0b110), (4, 0)] {
+            self.uart.write(offset, &[value]);
+        }
         Ok(())
     }
 }
 
-struct Power {
-    pending: AtomicU8,
-    off: Box<dyn Fn() + Send + Sync>,
-    reset: Box<dyn Fn() + Send + Sync>,
+/// What the guest asks for or reports, as the control understands it.
+fn event_sink(control: &Arc<Control>) -> legacy::EventSink {
+    let control = Arc::clone(control);
+    Arc::new(move |event| match event {
+        GuestEvent::PowerOff => control.end(ExitReason::PowerOff),
+        GuestEvent::Reset => control.reset(),
+        GuestEvent::Panicked => control.end(ExitReason::Panic),
+        GuestEvent::CrashLoaded => tracing::warn!("the guest's kernel panicked; its crash kernel takes over"),
+    })
 }
 
-impl BusDevice for Power {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if offset == 8
-            && let Some(byte) = data.first_mut()
-        {
-            *byte = self.pending.swap(0, Ordering::AcqRel);
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        match (offset, data) {
-            (0, [value, ..]) if *value == 0x20 | SLEEP_TYPE_OFF << 2 => (self.off)(),
-            (4, [value, ..]) if *value == layout::ACPI_RESET_VALUE => (self.reset)(),
-            _ => {}
-        }
-    }
-}
-
-struct Keyboard {
-    control: Arc<Control>,
-}
-
-impl BusDevice for Keyboard {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        if offset == 4 && data == [0xFE] {
-            self.control.reset();
+fn serial_ends(config: &SerialConfig, files: &Files) -> Result<SerialEnds, DeviceError> {
+    let failed = |at: String| move |source| DeviceError::Serial { at, source };
+    match config {
+        SerialConfig::Stdio => SerialEnds::stdio().map_err(failed(" on standard input and output".into())),
+        SerialConfig::File(path) => files
+            .open_output(path)
+            .and_then(SerialEnds::file)
+            .map_err(failed(format!(" at {}", path.display()))),
+        SerialConfig::Pty => {
+            let (ends, name) = SerialEnds::pty().map_err(failed(" on a pseudo-terminal".into()))?;
+            tracing::info!("the serial port is at {name}");
+            Ok(ends)
         }
     }
 }
 
-struct Serial {
-    line: Arc<dyn InterruptLine>,
-    ier: AtomicU8,
-    lcr: AtomicU8,
-    mcr: AtomicU8,
-    pending: AtomicU8,
-}
-
-impl BusDevice for Serial {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        let Some(byte) = data.first_mut() else { return };
-        *byte = match offset {
-            1 => self.ier.load(Ordering::Relaxed),
-            2 => {
-                if self.pending.swap(0, Ordering::Relaxed) != 0 {
-                    0xC2
-                } else {
-                    0xC1
-                }
-            }
-            3 => self.lcr.load(Ordering::Relaxed),
-            4 => self.mcr.load(Ordering::Relaxed),
-            5 => 0x60,
-            6 => {
-                if self.mcr.load(Ordering::Relaxed) & 0x10 != 0 {
-                    0x90
-                } else {
-                    0xB0
-                }
-            }
-            _ => 0,
-        };
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        let [byte, ..] = data else { return };
-        let dlab = self.lcr.load(Ordering::Relaxed) & 0x80 != 0;
-        match offset {
-            0 if !dlab => {
-                let _ = std::io::stdout().write_all(&[*byte]);
-                let _ = std::io::stdout().flush();
-                if self.ier.load(Ordering::Relaxed) & 2 != 0 {
-                    self.pending.store(1, Ordering::Relaxed);
-                    let _ = self.line.trigger();
-                }
-            }
-            1 if !dlab => {
-                self.ier.store(*byte & 0xF, Ordering::Relaxed);
-                if *byte & 2 != 0 {
-                    self.pending.store(1, Ordering::Relaxed);
-                    let _ = self.line.trigger();
-                }
-            }
-            3 => self.lcr.store(*byte, Ordering::Relaxed),
-            4 => self.mcr.store(*byte, Ordering::Relaxed),
-            _ => {}
-        }
-    }
+/// The PCI bus with its host bridge, and everything on the buses that leads to it.
+fn pci_bus(window: Option<PciWindow64>, ports: &mut Bus, memory: &mut Bus) -> Result<PciRoot, DeviceError> {
+    let windows = PciWindows {
+        io: u64::from(layout::PCI_IO_WINDOW.start)..u64::from(layout::PCI_IO_WINDOW.end),
+        mmio32: layout::PCI_WINDOW_32,
+        mmio64: window.map_or(0..0, |w| w.start..w.end),
+    };
+    let pci = PciRoot::new(windows.clone());
+    pci.add(Arc::new(HostBridge))?;
+    ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, pci.config_ports())?;
+    memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
+    let connect = |bus: &mut Bus, range: std::ops::Range<u64>, window| match range.end.checked_sub(range.start) {
+        Some(length) if length > 0 => bus.insert(range.start, length, pci.window(window)),
+        _ => Ok(()),
+    };
+    connect(ports, windows.io, Window::Io)?;
+    connect(memory, windows.mmio32, Window::Mmio32)?;
+    connect(memory, windows.mmio64, Window::Mmio64)?;
+    Ok(pci)
 }
