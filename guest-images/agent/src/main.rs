@@ -1,1 +1,166 @@
-fn main() {}
+//! The program inside a tenant: it sets the system up as PID 1 of the initramfs, then runs commands for `fief`.
+//!
+//! It has one thread. Started as PID 1 it reads its settings from the kernel command line; with `--listen-unix PATH` it
+//! serves as an ordinary program. See `docs/agent-protocol.md`.
+
+#![cfg_attr(not(test), no_main)]
+
+mod account;
+mod boot;
+mod log;
+mod serve;
+mod settings;
+mod shutdown;
+mod spawn;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use fief_agent_proto::{AgentHello, InitMode, ShutdownAction, VERSION};
+
+use boot::Root;
+use serve::{Listener, Server};
+use settings::{Settings, Transport};
+
+/// The C entry point rather than Rust's: before `main`, Rust's runtime opens `/dev/null` for missing descriptors and
+/// aborts if it cannot, and PID 1 of an initramfs may have neither a console nor a `/dev`.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[cfg_attr(test, allow(dead_code))]
+pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+    if std::process::id() == 1 {
+        start_system();
+    }
+    let words: Vec<_> = std::env::args_os().collect();
+    match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
+        [boot::BESIDE_NAME, ..] => serve_beside(),
+        [_, b"--listen-unix", path] => serve_program(Path::new(std::ffi::OsStr::from_bytes(path))),
+        [_, b"--version"] => {
+            println!("fief-agent {}", env!("CARGO_PKG_VERSION"));
+            0
+        }
+        _ => {
+            eprintln!("usage: fief-agent --listen-unix PATH   (or PID 1 of an initramfs)");
+            2
+        }
+    }
+}
+
+fn hello(init: InitMode, problem: Option<String>) -> AgentHello {
+    AgentHello {
+        version: VERSION,
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        init,
+        problem,
+    }
+}
+
+/// PID 1: sets up the tenant's root, then serves or becomes the image's init. Never returns.
+fn start_system() -> ! {
+    boot::mount_kernel_file_systems();
+    log::to_kernel_log();
+    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    for word in &settings.bad {
+        log::error(format!(
+            "'{word}' on the kernel command line makes no sense to this agent; it is ignored"
+        ));
+    }
+    boot::load_modules(&settings.modules);
+    let (root, mut problem) = match Root::set_up(&settings) {
+        Ok(root) => (root, None),
+        Err(error) => {
+            log::error(format!("{error}; serving from the initramfs"));
+            (Root::default(), Some(error))
+        }
+    };
+    boot::prepare(&settings);
+    if settings.init == InitMode::Image && problem.is_none() {
+        // Returns only if there is none.
+        let error = boot::become_image_init();
+        log::error(&error);
+        problem = Some(error);
+    }
+    boot::prepare_without_init();
+    let action = serve(&settings, hello(InitMode::Agent, problem));
+    shutdown::end_system(&root, action)
+}
+
+/// Serves as PID 1 until someone asks for an end.
+fn serve(settings: &Settings, hello: AgentHello) -> fief_agent_proto::Shutdown {
+    let powered_off = fief_agent_proto::Shutdown {
+        action: ShutdownAction::Poweroff,
+        force: false,
+    };
+    let mut server = match Server::new(hello, settings.user.clone()) {
+        Ok(server) => server,
+        Err(error) => {
+            log::error(format!("cannot start to serve: {error}; powering off"));
+            return powered_off;
+        }
+    };
+    connect(&mut server, &settings.transport);
+    server.run().unwrap_or_else(|error| {
+        log::error(format!("cannot go on serving: {error}; powering off"));
+        powered_off
+    })
+}
+
+/// Opens the way to the clients. Without one the system still runs, for its console and power button.
+fn connect(server: &mut Server, transport: &Transport) {
+    match transport {
+        Transport::Vsock => match Listener::vsock() {
+            Ok(listener) => server.listen(listener),
+            Err(error) => log::error(format!(
+                "cannot listen on vsock: {error}; the machine needs a vsock device and the initramfs its modules"
+            )),
+        },
+        Transport::Serial(name) => match boot::wait_for(|| serve::open_serial(name).ok()) {
+            Some(port) => server.serve_serial(port),
+            None => log::error(format!(
+                "there is no serial port '{name}'; the machine needs one and the initramfs the virtio_console module"
+            )),
+        },
+    }
+}
+
+/// Beside the image's init.
+fn serve_beside() -> libc::c_int {
+    log::to_kernel_log();
+    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let mut server = match Server::new(hello(InitMode::Image, None), settings.user.clone()) {
+        Ok(server) => server,
+        Err(error) => {
+            log::error(format!("cannot start to serve: {error}"));
+            return 1;
+        }
+    };
+    connect(&mut server, &settings.transport);
+    loop {
+        match server.run() {
+            Ok(request) if request.force => shutdown::end_at_once(request.action),
+            Ok(request) => Server::ask_init(request.action),
+            Err(error) => {
+                log::error(format!("cannot go on serving: {error}"));
+                return 1;
+            }
+        }
+    }
+}
+
+/// As an ordinary program.
+fn serve_program(path: &Path) -> libc::c_int {
+    let served = Listener::unix(path).and_then(|listener| {
+        let mut server = Server::new(hello(InitMode::Program, None), None)?;
+        server.listen(listener);
+        let result = server.run();
+        server.end_commands();
+        result
+    });
+    let _ = std::fs::remove_file(path);
+    match served {
+        Ok(_) => 0,
+        Err(error) => {
+            log::error(format!("cannot serve on {}: {error}", path.display()));
+            1
+        }
+    }
+}

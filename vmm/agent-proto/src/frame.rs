@@ -369,10 +369,9 @@ impl Decoder {
         self.scanning
     }
 
-    /// Forgets a session that ended without its peer saying so, and waits for the next preamble.
+    /// Ends a session for a reason of the owner's: from here on bytes are dropped up to the next preamble.
     pub fn restart(&mut self) {
         self.scanning = true;
-        self.buffer.clear();
     }
 
     /// Appends received bytes.

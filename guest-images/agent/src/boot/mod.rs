@@ -1,0 +1,45 @@
+//! From the initramfs to the tenant's root.
+
+mod beside;
+mod modules;
+mod mounts;
+mod network;
+mod root;
+
+use std::time::{Duration, Instant};
+
+pub use beside::{BESIDE_NAME, become_image_init};
+pub use modules::load as load_modules;
+pub use mounts::{mount_kernel_file_systems, prepare_without_init};
+pub use root::Root;
+
+use crate::log;
+use crate::settings::Settings;
+
+/// How long a device may take to appear.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks. Devices are probed while the kernel boots, so mostly the first look finds them.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Looks until something is there, or [`DEVICE_PATIENCE`] is over.
+pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    loop {
+        match look() {
+            Some(found) => return Some(found),
+            None if Instant::now() >= deadline => return None,
+            None => std::thread::sleep(LOOK_AGAIN),
+        }
+    }
+}
+
+/// What every tenant needs, whoever its init is.
+pub fn prepare(settings: &Settings) {
+    mounts::mount_common();
+    network::loopback_up();
+    if let Some(name) = &settings.hostname
+        && let Err(error) = network::set_name(name)
+    {
+        log::error(format!("cannot set the host name to {name}: {error}"));
+    }
+}

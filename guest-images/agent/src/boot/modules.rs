@@ -1,0 +1,97 @@
+//! Kernel modules of the initramfs.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+
+use crate::log;
+
+/// Lists what to load, in order, one name or path below [`DIRECTORY`] a line; `#` begins a comment.
+const LIST: &str = "/etc/fief/modules.load";
+const DIRECTORY: &str = "/lib/modules";
+
+/// Loads the modules of the initramfs's list, then `more`. What cannot be loaded is reported and left out: a kernel may
+/// have it built in.
+pub fn load(more: &[String]) {
+    let list = fs::read_to_string(LIST).unwrap_or_default();
+    let names = wanted(&list).chain(more.iter().map(String::as_str));
+    let mut index = None;
+    for name in names {
+        let direct = [Path::new(DIRECTORY).join(name), Path::new("/").join(name)];
+        let path = direct.into_iter().find(|path| path.is_file()).or_else(|| {
+            let index = index.get_or_insert_with(|| index_below(Path::new(DIRECTORY)));
+            index.get(&plain_name(name)).cloned()
+        });
+        match path.ok_or(Errno::ENOENT).and_then(|path| insert(&path)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => log::info(format!("module {name} is left out: {}", error.desc())),
+        }
+    }
+}
+
+fn insert(path: &Path) -> Result<(), Errno> {
+    let file = File::open(path)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    finit_module(file, c"", ModuleInitFlags::empty())
+}
+
+fn wanted(list: &str) -> impl Iterator<Item = &str> {
+    list.lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|name| !name.is_empty())
+}
+
+/// The name as the kernel has it: without directory and extension, `-` and `_` alike.
+fn plain_name(name: &str) -> String {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    file.strip_suffix(".ko").unwrap_or(file).replace('-', "_")
+}
+
+/// Every module file by its name.
+fn index_below(directory: &Path) -> HashMap<String, PathBuf> {
+    let mut index = HashMap::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            // Links such as `build` lead out.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(path),
+                Ok(kind) if kind.is_file() && path.extension().is_some_and(|end| end == "ko") => {
+                    index.insert(plain_name(&entry.file_name().to_string_lossy()), path);
+                }
+                _ => {}
+            }
+        }
+    }
+    index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_has_comments_and_empty_lines() {
+        let names: Vec<_> = wanted("# first\nvirtio_blk\n\n  ext4 # file system\n").collect();
+        assert_eq!(names, ["virtio_blk", "ext4"]);
+    }
+
+    #[test]
+    fn a_module_is_found_below_any_directory_with_either_spelling() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("6.12/kernel/drivers/net");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("virtio-net.ko"), "").unwrap();
+        fs::write(deep.join("other.ko.xz"), "").unwrap();
+        let index = index_below(dir.path());
+        assert_eq!(index.keys().collect::<Vec<_>>(), ["virtio_net"]);
+        assert_eq!(
+            index.get(&plain_name("kernel/x/virtio_net.ko")),
+            Some(&deep.join("virtio-net.ko"))
+        );
+    }
+}

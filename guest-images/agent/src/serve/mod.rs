@@ -1,0 +1,329 @@
+//! The agent's one loop: clients, their streams, children, signals and the power button, all through one `poll`.
+
+mod button;
+mod command;
+mod file;
+mod session;
+mod system;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fief_agent_proto::{AgentHello, Channel, ExitStatus, InitMode, Shutdown, ShutdownAction};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use crate::log;
+use button::PowerButtons;
+use session::{Context, Session};
+pub use transport::{Listener, open_serial};
+
+/// Clients at once on a listener; more wait in its backlog.
+const MAX_SESSIONS: usize = 64;
+/// How often a serial port without a host side is looked at if no signal comes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What [`Server::run`] needs.
+#[derive(Debug)]
+pub struct Server {
+    listener: Option<Listener>,
+    sessions: BTreeMap<u64, Session>,
+    next_session: u64,
+    signals: SignalFd,
+    buttons: PowerButtons,
+    context: Context,
+    scratch: Vec<u8>,
+    turns: usize,
+}
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Debug, Clone, Copy)]
+enum Token {
+    Signals,
+    Buttons(usize),
+    Listener,
+    Session(u64),
+    Stream(u64, u32, Channel),
+}
+
+impl Server {
+    /// A server without clients. Blocks the signals it handles, and SIGPIPE never ends it.
+    ///
+    /// # Errors
+    /// No signal descriptor to be had.
+    pub fn new(hello: AgentHello, default_user: Option<String>) -> io::Result<Server> {
+        // SAFETY: SIGPIPE is ignored, no handler is installed.
+        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
+        let mut set = SigSet::empty();
+        // SIGINT is ctrl-alt-del for PID 1, SIGPWR a failing power supply, SIGIO a serial port's host side.
+        for signal in [
+            Signal::SIGCHLD,
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGPWR,
+            Signal::SIGIO,
+        ] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let buttons = if hello.init == InitMode::Agent {
+            PowerButtons::find()
+        } else {
+            PowerButtons::default()
+        };
+        let context = Context {
+            hello,
+            default_user,
+            shutdown: None,
+            condemned: Vec::new(),
+        };
+        Ok(Server {
+            listener: None,
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            signals,
+            buttons,
+            context,
+            scratch: vec![0; 64 * 1024],
+            turns: 0,
+        })
+    }
+
+    /// Serves clients that connect to `listener`.
+    pub fn listen(&mut self, listener: Listener) {
+        self.listener = Some(listener);
+    }
+
+    /// Serves one client after another on a serial port.
+    pub fn serve_serial(&mut self, port: std::fs::File) {
+        self.add(Session::new(port, true));
+    }
+
+    /// Serves until someone asks for an end.
+    ///
+    /// # Errors
+    /// `poll` failed, which it should not.
+    pub fn run(&mut self) -> io::Result<Shutdown> {
+        loop {
+            self.turn()?;
+            if let Some(shutdown) = self.context.shutdown.take() {
+                return Ok(shutdown);
+            }
+        }
+    }
+
+    fn add(&mut self, session: Session) {
+        self.sessions.insert(self.next_session, session);
+        self.next_session += 1;
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        self.turns = self.turns.wrapping_add(1);
+        let (mut fds, tokens) = self.poll_set();
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let events: Vec<(Token, PollFlags)> = tokens
+            .into_iter()
+            .zip(&fds)
+            .map(|(token, fd)| (token, fd.revents().unwrap_or(PollFlags::empty())))
+            .filter(|(_, events)| !events.is_empty())
+            .collect();
+        drop(fds);
+        for (token, events) in events {
+            self.ready(token, events);
+        }
+        let now = Instant::now();
+        for session in self.sessions.values_mut() {
+            session.turn(now, &mut self.context, &mut self.scratch);
+        }
+        self.sessions.retain(|_, session| !session.is_over());
+        self.context.condemned.retain(|(group, at)| {
+            let later = *at > now;
+            if !later {
+                let _ = killpg(*group, Signal::SIGKILL);
+            }
+            later
+        });
+        Ok(())
+    }
+
+    fn timeout(&mut self) -> PollTimeout {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        let mut at = |time: Option<Instant>| next = next.into_iter().chain(time).min();
+        for session in self.sessions.values_mut() {
+            at(session.deadline());
+            at(session.is_busy().then_some(now));
+            at(session.waits_for_host().then_some(now + LOOK_AGAIN));
+        }
+        at(self.context.condemned.iter().map(|(_, at)| *at).min());
+        next.map_or(PollTimeout::NONE, |at| {
+            // Rounded up, or the last millisecond would spin.
+            let left = at.saturating_duration_since(now);
+            let left = if left.is_zero() {
+                left
+            } else {
+                left + Duration::from_micros(999)
+            };
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        })
+    }
+
+    fn poll_set(&self) -> (Vec<PollFd<'_>>, Vec<Token>) {
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut tokens = vec![Token::Signals];
+        for (index, button) in self.buttons.files().iter().enumerate() {
+            fds.push(PollFd::new(button.as_fd(), PollFlags::POLLIN));
+            tokens.push(Token::Buttons(index));
+        }
+        if let Some(listener) = self
+            .listener
+            .as_ref()
+            .filter(|_| self.sessions.len() < MAX_SESSIONS)
+        {
+            fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
+            tokens.push(Token::Listener);
+        }
+        for (id, session) in &self.sessions {
+            if let Some((fd, flags)) = session.interest() {
+                fds.push(PollFd::new(fd, flags));
+                tokens.push(Token::Session(*id));
+            }
+            let first = fds.len();
+            session.stream_interests(|stream, channel, fd| {
+                fds.push(fd);
+                tokens.push(Token::Stream(*id, stream, channel));
+            });
+            // Whoever comes first takes the room there is: let it be another one each time.
+            let streams = fds.len() - first;
+            if streams > 0 {
+                let shift = self.turns % streams;
+                fds[first..].rotate_left(shift);
+                tokens[first..].rotate_left(shift);
+            }
+        }
+        (fds, tokens)
+    }
+
+    fn ready(&mut self, token: Token, events: PollFlags) {
+        match token {
+            Token::Signals => self.take_signals(),
+            Token::Buttons(index) => {
+                if self.buttons.pressed(index) {
+                    log::info("the power button was pressed");
+                    self.ask_for(ShutdownAction::Poweroff);
+                }
+            }
+            Token::Listener => {
+                if let Some(stream) = self.listener.as_ref().and_then(Listener::accept) {
+                    self.add(Session::new(stream, false));
+                }
+            }
+            Token::Session(id) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.ready(events, &mut self.context, &mut self.scratch);
+                }
+            }
+            Token::Stream(id, stream, channel) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.stream_ready(stream, channel, events, &mut self.scratch);
+                }
+            }
+        }
+    }
+
+    fn ask_for(&mut self, action: ShutdownAction) {
+        self.context.shutdown.get_or_insert(Shutdown {
+            action,
+            force: false,
+        });
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGCHLD | Signal::SIGIO)) => {}
+                Ok(Ok(Signal::SIGINT)) if self.context.hello.init == InitMode::Agent => {
+                    self.ask_for(ShutdownAction::Reboot);
+                }
+                _ => self.ask_for(ShutdownAction::Poweroff),
+            }
+        }
+        self.reap();
+    }
+
+    /// Takes every ended child, the orphans of a PID 1 included.
+    fn reap(&mut self) {
+        let now = Instant::now();
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(status) = waitid(Id::All, flags) {
+            let Some(pid) = status.pid() else { return };
+            let waiting = self
+                .context
+                .condemned
+                .iter()
+                .position(|(group, _)| *group == pid);
+            // While its leader is a zombie the group's number cannot be anyone else's.
+            if waiting.is_some() || self.sessions.values().any(|session| session.condemned(pid)) {
+                let _ = killpg(pid, Signal::SIGKILL);
+            }
+            waiting.map(|index| self.context.condemned.swap_remove(index));
+            let status = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => ExitStatus::Code(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => ExitStatus::Signal(signal as i32),
+                _ => continue,
+            };
+            self.sessions
+                .values_mut()
+                .any(|session| session.exited(pid, status, now));
+        }
+    }
+
+    /// Ends every command (for an agent that is an ordinary program).
+    pub fn end_commands(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.lose(&mut self.context);
+        }
+        for (group, _) in self.context.condemned.drain(..) {
+            let _ = killpg(group, Signal::SIGKILL);
+            let _ = waitpid(group, None);
+        }
+    }
+
+    /// Runs the image's own command to end the system: its init knows how to stop its services.
+    pub fn ask_init(action: ShutdownAction) {
+        let (program, realtime, other) = match action {
+            ShutdownAction::Poweroff => ("poweroff", 4, Signal::SIGUSR2),
+            ShutdownAction::Reboot => ("reboot", 5, Signal::SIGTERM),
+        };
+        let mut command = Command::new(program);
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null());
+        // The reaper takes it when it ends.
+        match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(child) => log::info(format!("ran {program} as process {}", child.id())),
+            Err(error) => {
+                log::error(format!(
+                    "cannot run {program} ({error}); telling PID 1 by signal"
+                ));
+                // systemd takes SIGRTMIN+4 and +5, busybox's init SIGUSR2 and SIGTERM.
+                // SAFETY: kill has no memory effects.
+                unsafe { libc::kill(1, libc::SIGRTMIN() + realtime) };
+                let _ = kill(Pid::from_raw(1), other);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Where clients come from.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use fief_agent_proto::AGENT_PORT;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
+use nix::sys::termios;
+
+/// A socket clients connect to.
+#[derive(Debug)]
+pub enum Listener {
+    Unix(UnixListener),
+    Vsock(OwnedFd),
+}
+
+impl Listener {
+    /// Listens on vsock port 1024 of this guest.
+    ///
+    /// # Errors
+    /// The kernel's: no vsock device or module.
+    pub fn vsock() -> io::Result<Listener> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+        socket::bind(
+            fd.as_raw_fd(),
+            &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_PORT),
+        )?;
+        socket::listen(&fd, Backlog::new(64)?)?;
+        Ok(Listener::Vsock(fd))
+    }
+
+    /// Listens on a unix socket.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unix(path: &Path) -> io::Result<Listener> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Listener::Unix(listener))
+    }
+
+    /// The next client, as a non-blocking stream; None if there is none (any more).
+    pub fn accept(&self) -> Option<File> {
+        // SAFETY: accept4 without an address buffer returns a new descriptor that nothing else owns.
+        let fd = unsafe {
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let fd = libc::accept4(
+                self.as_fd().as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                flags,
+            );
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+        };
+        fd.map(File::from)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Unix(listener) => listener.as_fd(),
+            Listener::Vsock(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Opens the virtio-serial port called `name`, or else the device `/dev/name` (a UART, set to raw mode).
+///
+/// # Errors
+/// The kernel's; `NotFound` if there is neither.
+pub fn open_serial(name: &str) -> io::Result<File> {
+    let path = virtio_port(name).unwrap_or_else(|| Path::new("/dev").join(name));
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let fd = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty())?;
+    if let Ok(mut settings) = termios::tcgetattr(&fd) {
+        termios::cfmakeraw(&mut settings);
+        termios::tcsetattr(&fd, termios::SetArg::TCSANOW, &settings)?;
+    }
+    // A virtio port sends SIGIO when the host side connects or hangs up; poll cannot wait for the former.
+    let ask_for_signals = || -> nix::Result<()> {
+        // SAFETY: F_SETOWN takes a process id.
+        nix::errno::Errno::result(unsafe {
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, libc::getpid())
+        })?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_ASYNC))?;
+        Ok(())
+    };
+    // Without them the port is looked at from time to time.
+    let _ = ask_for_signals();
+    Ok(File::from(fd))
+}
+
+/// The port's device: its name is only in sysfs, where udev would look to make a link.
+fn virtio_port(name: &str) -> Option<PathBuf> {
+    std::fs::read_dir("/sys/class/virtio-ports")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let found = std::fs::read_to_string(entry.path().join("name")).ok()?;
+            (found.trim_end() == name).then(|| Path::new("/dev").join(entry.file_name()))
+        })
+}
