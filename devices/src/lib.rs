@@ -23,6 +23,8 @@
 
 pub mod bus;
 pub mod doorbell;
+#[cfg(test)]
+mod fakes;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
