@@ -60,7 +60,11 @@ impl Directory {
 
     fn create(&self) -> Result<(), EmulatedError> {
         let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&self.path).map_err(self.failed("cannot make"))
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(self.failed("cannot make"))
     }
 
     fn failed(&self, what: &str) -> impl FnOnce(io::Error) -> EmulatedError + use<> {
@@ -70,7 +74,13 @@ impl Directory {
     fn lock(&self, file: &Path, how: FlockArg) -> Result<Option<Flock<File>>, EmulatedError> {
         let failed = || EmulatedError::io(format!("cannot lock {}", file.display()));
         let mut options = OpenOptions::new();
-        let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(file);
+        let opened = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(file);
         match Flock::lock(opened.map_err(failed())?, how) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
@@ -82,7 +92,11 @@ impl Directory {
         self.create()?;
         let file = self.path.join(name);
         let lock = self.lock(&file, FlockArg::LockExclusive)?;
-        lock.ok_or_else(|| EmulatedError::io(format!("cannot lock {}", file.display()))(io::ErrorKind::WouldBlock.into()))
+        lock.ok_or_else(|| {
+            EmulatedError::io(format!("cannot lock {}", file.display()))(
+                io::ErrorKind::WouldBlock.into(),
+            )
+        })
     }
 
     /// One start at a time.
@@ -97,10 +111,13 @@ impl Directory {
 
     /// The lock that a keeper holds while it lives; `None` when another keeper has it.
     pub(super) fn lock_keeper(&self) -> Result<Option<Flock<File>>, EmulatedError> {
-        let Some(mut lock) = self.lock(&self.keeper_lock(), FlockArg::LockExclusiveNonblock)? else {
+        let Some(mut lock) = self.lock(&self.keeper_lock(), FlockArg::LockExclusiveNonblock)?
+        else {
             return Ok(None);
         };
-        let written = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+        let written = lock
+            .set_len(0)
+            .and_then(|()| write!(lock, "{}", std::process::id()));
         written.map_err(EmulatedError::io("cannot write the keeper's lock"))?;
         Ok(Some(lock))
     }
@@ -108,21 +125,31 @@ impl Directory {
     /// A keeper lives.
     pub(super) fn kept(&self) -> bool {
         // A shared lock is refused while the keeper has the exclusive one, and never keeps a keeper out for long.
-        let Ok(file) = File::open(self.keeper_lock()) else { return false };
-        matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::Error::EWOULDBLOCK)))
+        let Ok(file) = File::open(self.keeper_lock()) else {
+            return false;
+        };
+        matches!(
+            Flock::lock(file, FlockArg::LockSharedNonblock),
+            Err((_, nix::Error::EWOULDBLOCK))
+        )
     }
 
     pub(super) fn keeper_pid(&self) -> Option<i32> {
         let mut text = String::new();
-        File::open(self.keeper_lock()).ok()?.take(16).read_to_string(&mut text).ok()?;
+        File::open(self.keeper_lock())
+            .ok()?
+            .take(16)
+            .read_to_string(&mut text)
+            .ok()?;
         text.trim().parse().ok()
     }
 
     /// Sends a signal to the keeper, if it lives.
     pub(super) fn signal_keeper(&self, signal: Signal) -> Result<(), EmulatedError> {
         match self.keeper_pid().filter(|_| self.kept()) {
-            Some(pid) => kill(Pid::from_raw(pid), signal)
-                .map_err(|errno| EmulatedError::io("cannot end the keeper of the emulated host")(errno.into())),
+            Some(pid) => kill(Pid::from_raw(pid), signal).map_err(|errno| {
+                EmulatedError::io("cannot end the keeper of the emulated host")(errno.into())
+            }),
             None => Ok(()),
         }
     }
@@ -133,10 +160,17 @@ impl Directory {
             if self.kept() {
                 return Ok(());
             }
-            let ended = child.try_wait().map_err(EmulatedError::io("cannot wait for the keeper"))?;
+            let ended = child
+                .try_wait()
+                .map_err(EmulatedError::io("cannot wait for the keeper"))?;
             if let Some(status) = ended {
-                let reason = self.last_words().unwrap_or_else(|| format!("its keeper ended with {status}"));
-                return Err(EmulatedError::Died { reason, console: self.endpoints().console.display().to_string() });
+                let reason = self
+                    .last_words()
+                    .unwrap_or_else(|| format!("its keeper ended with {status}"));
+                return Err(EmulatedError::Died {
+                    reason,
+                    console: self.endpoints().console.display().to_string(),
+                });
             }
             std::thread::sleep(POLL);
         }
@@ -166,7 +200,11 @@ impl Directory {
     }
 
     /// Writes a small file that is there whole or not at all.
-    pub(super) fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<(), EmulatedError> {
+    pub(super) fn write_json(
+        &self,
+        name: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<(), EmulatedError> {
         let written = tempfile::NamedTempFile::new_in(&self.path).and_then(|mut file| {
             serde_json::to_writer(&mut file, value)?;
             file.as_file().sync_all()?;
@@ -178,21 +216,25 @@ impl Directory {
 
     fn remove(&self, name: &str) -> Result<(), EmulatedError> {
         match fs::remove_file(self.path.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(EmulatedError::io(format!("cannot remove {name} in {}", self.path.display()))(error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(EmulatedError::io(
+                format!("cannot remove {name} in {}", self.path.display()),
+            )(error)),
             _ => Ok(()),
         }
     }
 
     /// Removes what an earlier run may have left: sockets and the console's output.
     pub(super) fn clear_run_files(&self) -> Result<(), EmulatedError> {
-        [AGENT_SOCKET, "serial.sock", "qmp.sock", "console.log"].iter().try_for_each(|name| self.remove(name))
+        [AGENT_SOCKET, "serial.sock", "qmp.sock", "console.log"]
+            .iter()
+            .try_for_each(|name| self.remove(name))
     }
 
     /// Removes the sockets; the logs stay to be read.
     pub(super) fn clear_sockets(&self) -> Result<(), EmulatedError> {
-        [AGENT_SOCKET, "serial.sock", "qmp.sock"].iter().try_for_each(|name| self.remove(name))
+        [AGENT_SOCKET, "serial.sock", "qmp.sock"]
+            .iter()
+            .try_for_each(|name| self.remove(name))
     }
 
     /// Forgets what was copied inside.
@@ -207,7 +249,11 @@ impl Directory {
     /// The last line of the keeper's log.
     pub(super) fn last_words(&self) -> Option<String> {
         let text = fs::read_to_string(self.log()).ok()?;
-        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+        text.lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .map(str::to_owned)
     }
 
     /// Connects to the relay.

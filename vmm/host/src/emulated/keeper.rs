@@ -39,12 +39,18 @@ pub fn keep(directory: &Path) -> Result<(), EmulatedError> {
     };
     let launch = files.launch()?;
     // Sockets are bound by short relative names: their full names may be too long for a socket address.
-    std::env::set_current_dir(directory).map_err(EmulatedError::io(format!("cannot enter {}", directory.display())))?;
+    std::env::set_current_dir(directory).map_err(EmulatedError::io(format!(
+        "cannot enter {}",
+        directory.display()
+    )))?;
     let endpoints = Endpoints::in_directory(Path::new("."));
     let mut qemu = start(&arguments(&launch.hardware, &launch.boot, &endpoints))?;
     let served = serve(&endpoints, &mut qemu);
     // The agent is gone or never came: what is left of QEMU gets a moment to power off, then is ended.
-    let ended = await_exit(&mut qemu, Duration::from_secs(if served.is_ok() { 20 } else { 1 }));
+    let ended = await_exit(
+        &mut qemu,
+        Duration::from_secs(if served.is_ok() { 20 } else { 1 }),
+    );
     if !ended {
         let _ = qemu.kill();
         let _ = qemu.wait();
@@ -69,14 +75,17 @@ fn start(arguments: &[std::ffi::OsString]) -> Result<Child, EmulatedError> {
             }
         });
     }
-    command.spawn().map_err(EmulatedError::io(format!("cannot start {QEMU}")))
+    command
+        .spawn()
+        .map_err(EmulatedError::io(format!("cannot start {QEMU}")))
 }
 
 fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
     let deadline = Instant::now() + START_DEADLINE;
     let port = connect_port(&endpoints.agent, qemu, deadline)?;
     let session = handshake_serial(port, deadline)?;
-    let listener = UnixListener::bind(AGENT_SOCKET).map_err(EmulatedError::io("cannot make the agent's socket"))?;
+    let listener = UnixListener::bind(AGENT_SOCKET)
+        .map_err(EmulatedError::io("cannot make the agent's socket"))?;
     // Nothing ever stops the relay but the end of its session: QEMU ends, and with it this process.
     let (never, _held) = io::pipe().map_err(EmulatedError::io("cannot make a pipe"))?;
     let ended = relay(session, listener, OwnedFd::from(never));
@@ -87,16 +96,27 @@ fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
     Ok(())
 }
 
-fn connect_port(socket: &Path, qemu: &mut Child, deadline: Instant) -> Result<UnixStream, EmulatedError> {
+fn connect_port(
+    socket: &Path,
+    qemu: &mut Child,
+    deadline: Instant,
+) -> Result<UnixStream, EmulatedError> {
     loop {
         let soon = Instant::now() + Duration::from_millis(500);
         match connect_unix(socket, soon.min(deadline)) {
             Ok(stream) => return Ok(stream),
             Err(error) => {
-                let status = qemu.try_wait().map_err(EmulatedError::io("cannot wait for QEMU"))?;
+                let status = qemu
+                    .try_wait()
+                    .map_err(EmulatedError::io("cannot wait for QEMU"))?;
                 if let Some(status) = status {
-                    let source = io::Error::other(format!("{status}; what it said stands above in keeper.log"));
-                    return Err(EmulatedError::Io { what: format!("{QEMU} ended at once"), source });
+                    let source = io::Error::other(format!(
+                        "{status}; what it said stands above in keeper.log"
+                    ));
+                    return Err(EmulatedError::Io {
+                        what: format!("{QEMU} ended at once"),
+                        source,
+                    });
                 }
                 if Instant::now() >= deadline {
                     return Err(error.into());

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_agent_proto::{Connection, ExecRequest, Shutdown, ShutdownAction};
-use fief_images::{Images, InitramfsSpec, KernelKind, Progress, Unit};
+use fief_images::{Images, InitramfsSpec, KernelKind, Kind, Progress, Unit};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,9 @@ pub enum EmulatedError {
     /// An image or kernel could not be made.
     #[error("cannot prepare what the emulated host boots from: {0}")]
     Images(#[from] fief_images::Error),
+    /// Its own disk could not be made.
+    #[error("cannot make the emulated host's disk: {0}")]
+    Disk(#[from] fief_images::disk::Error),
     /// The agent did not answer, or the connection broke.
     #[error("the emulated host does not answer: {0}")]
     Agent(#[from] fief_agent_proto::Error),
@@ -62,7 +65,9 @@ pub enum EmulatedError {
     #[error("the emulated host is not running; start it with `fief host start`")]
     NotRunning,
     /// It runs with other hardware than asked for.
-    #[error("the emulated host already runs with other options; stop it first with `fief host stop`")]
+    #[error(
+        "the emulated host already runs with other options; stop it first with `fief host stop`"
+    )]
     OtherHardware,
 }
 
@@ -104,7 +109,9 @@ pub struct EmulatedHost {
 impl EmulatedHost {
     /// The emulated host below `state`. Nothing is made or started.
     pub fn open(state: &Path) -> Self {
-        Self { directory: Directory::new(state.join("host")) }
+        Self {
+            directory: Directory::new(state.join("host")),
+        }
     }
 
     /// Whether it runs, and how.
@@ -113,7 +120,12 @@ impl EmulatedHost {
         Status {
             running,
             pid: self.directory.keeper_pid().filter(|_| running),
-            hardware: self.directory.launch().ok().map(|launch| launch.hardware).filter(|_| running),
+            hardware: self
+                .directory
+                .launch()
+                .ok()
+                .map(|launch| launch.hardware)
+                .filter(|_| running),
             disk_bytes: self.directory.disk_usage(),
             console: self.directory.endpoints().console,
         }
@@ -145,19 +157,30 @@ impl EmulatedHost {
             return Err(EmulatedError::NoEmulator);
         }
         let boot = self.prepare(images, agent, progress)?;
-        self.directory.write_launch(&Launch { hardware: hardware.cloned().unwrap_or_default(), boot })?;
+        self.directory.write_launch(&Launch {
+            hardware: hardware.cloned().unwrap_or_default(),
+            boot,
+        })?;
         self.directory.clear_run_files()?;
         self.spawn(keeper)?;
         self.await_agent(progress)
     }
 
-    fn prepare(&self, images: &Images, agent: &Path, progress: &dyn Progress) -> Result<Boot, EmulatedError> {
+    fn prepare(
+        &self,
+        images: &Images,
+        agent: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Boot, EmulatedError> {
         let kernel = images.ensure_kernel(KernelKind::Debian, progress)?;
         let root = images.ensure_rootfs("host", progress)?;
         let spec = InitramfsSpec {
             kernel: kernel.clone(),
             agent: agent.to_owned(),
-            modules: fief_images::modules::HOST.iter().map(|&name| name.to_owned()).collect(),
+            modules: fief_images::modules::HOST
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect(),
             busybox: false,
         };
         let initramfs = images.ensure_initramfs(&spec, progress)?;
@@ -167,16 +190,25 @@ impl EmulatedHost {
             self.directory.forget_copies()?;
             fief_images::disk::make(&disk, DISK_BYTES)?;
         }
-        Ok(Boot { kernel: kernel.bzimage, initramfs: initramfs.path, root: root.path, disk })
+        Ok(Boot {
+            kernel: kernel.bzimage,
+            initramfs: initramfs.path,
+            root: root.path,
+            disk,
+        })
     }
 
     fn spawn(&self, mut keeper: Command) -> Result<(), EmulatedError> {
         let log = self.directory.create_log()?;
-        let errors = log.try_clone().map_err(EmulatedError::io("cannot use the keeper's log"))?;
+        let errors = log
+            .try_clone()
+            .map_err(EmulatedError::io("cannot use the keeper's log"))?;
         keeper.arg(self.directory.path()).current_dir("/");
         keeper.stdin(Stdio::null()).stdout(log).stderr(errors);
         keeper::detach(&mut keeper);
-        let child = keeper.spawn().map_err(EmulatedError::io("cannot start the keeper of the emulated host"))?;
+        let child = keeper.spawn().map_err(EmulatedError::io(
+            "cannot start the keeper of the emulated host",
+        ))?;
         self.directory.await_keeper(child)
     }
 
@@ -191,11 +223,20 @@ impl EmulatedHost {
                     return Ok(());
                 }
                 Err(error) if !self.directory.kept() => {
-                    let reason = self.directory.last_words().unwrap_or_else(|| error.to_string());
-                    return Err(EmulatedError::Died { reason, console: self.console() });
+                    let reason = self
+                        .directory
+                        .last_words()
+                        .unwrap_or_else(|| error.to_string());
+                    return Err(EmulatedError::Died {
+                        reason,
+                        console: self.console(),
+                    });
                 }
                 Err(_) if Instant::now() >= deadline => {
-                    return Err(EmulatedError::Slow { seconds: START_DEADLINE.as_secs(), console: self.console() });
+                    return Err(EmulatedError::Slow {
+                        seconds: START_DEADLINE.as_secs(),
+                        console: self.console(),
+                    });
                 }
                 Err(_) => std::thread::sleep(POLL),
             }
@@ -223,7 +264,7 @@ impl EmulatedHost {
     }
 
     /// Copies `binaries` (fief, fief-vmm, fief-agent) to where the emulated host runs them, and the files of the
-    /// given artifacts into its image store, where they are not there yet.
+    /// named artifacts into its image store, where they are not there yet.
     ///
     /// # Errors
     /// See [`EmulatedError`].
@@ -232,17 +273,31 @@ impl EmulatedHost {
         connection: &Connection,
         binaries: &[PathBuf],
         images: &Images,
-        artifacts: &[fief_images::ArtifactId],
+        artifacts: &[(Kind, &str)],
         progress: &dyn Progress,
     ) -> Result<(), EmulatedError> {
         let _copying = self.directory.lock_copies()?;
-        sync::synchronise(&self.directory, connection, binaries, images, artifacts, progress)
+        sync::synchronise(
+            &self.directory,
+            connection,
+            binaries,
+            images,
+            artifacts,
+            progress,
+        )
     }
 
     /// The request that runs `fief ARGUMENTS` inside: the same command line, on the emulated host's own KVM.
     pub fn carried(arguments: &[String]) -> ExecRequest {
         let fief = format!("{INNER_BINARIES}/fief");
-        let own = [fief.as_str(), "--host", "native", "--state-dir", INNER_STATE].map(str::to_owned);
+        let own = [
+            fief.as_str(),
+            "--host",
+            "native",
+            "--state-dir",
+            INNER_STATE,
+        ]
+        .map(str::to_owned);
         let mut request = ExecRequest::new(own.into_iter().chain(arguments.iter().cloned()));
         request.user = Some("root".to_owned());
         request.cwd = Some("/root".to_owned());
@@ -257,9 +312,14 @@ impl EmulatedHost {
         if !self.directory.kept() {
             return Ok(false);
         }
-        let asked = self.try_connect(Instant::now() + Duration::from_secs(5)).and_then(|connection| {
-            Ok(connection.shutdown(Shutdown { action: ShutdownAction::Poweroff, force: false })?)
-        });
+        let asked = self
+            .try_connect(Instant::now() + Duration::from_secs(5))
+            .and_then(|connection| {
+                Ok(connection.shutdown(Shutdown {
+                    action: ShutdownAction::Poweroff,
+                    force: false,
+                })?)
+            });
         let ended = asked.is_ok() && self.directory.await_end(STOP_DEADLINE);
         if !ended {
             self.directory.signal_keeper(Signal::SIGKILL)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use fief_agent_proto::{Connection, ExecRequest, WriteFile};
-use fief_images::{ArtifactId, Images, Progress, Unit};
+use fief_images::{Images, Kind, Progress, Unit};
 use serde::{Deserialize, Serialize};
 
 use super::directory::Directory;
@@ -20,7 +20,10 @@ struct Copies(BTreeMap<String, String>);
 impl Copies {
     fn load(directory: &Directory) -> Self {
         // A record that cannot be read costs a second copy, nothing else.
-        fs::read(directory.copies()).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(directory.copies())
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 }
 
@@ -38,14 +41,17 @@ pub(super) fn synchronise(
     connection: &Connection,
     binaries: &[PathBuf],
     images: &Images,
-    artifacts: &[ArtifactId],
+    artifacts: &[(Kind, &str)],
     progress: &dyn Progress,
 ) -> Result<(), EmulatedError> {
     let mut copies = Copies::load(directory);
-    let mut items = binaries.iter().map(|path| binary(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut items = binaries
+        .iter()
+        .map(|path| binary(path))
+        .collect::<Result<Vec<_>, _>>()?;
     for file in images.export(artifacts)? {
         items.push(Item {
-            from: images.directory().join(&file.relative),
+            from: images.store().root().join(&file.relative),
             to: format!("{INNER_STATE}/images/{}", file.relative.display()),
             mode: 0o644,
             fingerprint: file.sha256,
@@ -76,7 +82,11 @@ pub(super) fn synchronise(
 fn binary(path: &Path) -> Result<Item, EmulatedError> {
     let failed = || EmulatedError::io(format!("cannot read {}", path.display()));
     let data = fs::metadata(path).map_err(failed())?;
-    let changed = data.modified().map_err(failed())?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let changed = data
+        .modified()
+        .map_err(failed())?
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(Item {
         from: path.to_owned(),
@@ -88,10 +98,30 @@ fn binary(path: &Path) -> Result<Item, EmulatedError> {
     })
 }
 
-fn copy(connection: &Connection, item: &Item, before: u64, progress: &dyn Progress) -> Result<(), EmulatedError> {
-    let file = File::open(&item.from).map_err(EmulatedError::io(format!("cannot read {}", item.from.display())))?;
-    let request = WriteFile { path: item.to.clone(), mode: item.mode, owner: None, parents: true };
-    connection.write_file(&request, Counted { file, done: before, progress })?;
+fn copy(
+    connection: &Connection,
+    item: &Item,
+    before: u64,
+    progress: &dyn Progress,
+) -> Result<(), EmulatedError> {
+    let file = File::open(&item.from).map_err(EmulatedError::io(format!(
+        "cannot read {}",
+        item.from.display()
+    )))?;
+    let request = WriteFile {
+        path: item.to.clone(),
+        mode: item.mode,
+        owner: None,
+        parents: true,
+    };
+    connection.write_file(
+        &request,
+        Counted {
+            file,
+            done: before,
+            progress,
+        },
+    )?;
     Ok(())
 }
 

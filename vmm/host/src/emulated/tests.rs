@@ -7,8 +7,19 @@ use super::*;
 use crate::qemu::{Boot, Hardware};
 
 fn launch() -> Launch {
-    let boot = Boot { kernel: "k".into(), initramfs: "i".into(), root: "r".into(), disk: "d".into() };
-    Launch { hardware: Hardware { memory_mib: 777, ..Hardware::default() }, boot }
+    let boot = Boot {
+        kernel: "k".into(),
+        initramfs: "i".into(),
+        root: "r".into(),
+        disk: "d".into(),
+    };
+    Launch {
+        hardware: Hardware {
+            memory_mib: 777,
+            ..Hardware::default()
+        },
+        boot,
+    }
 }
 
 #[test]
@@ -27,10 +38,19 @@ fn a_keepers_lock_tells_that_it_lives_and_ends_with_it() {
     let state = tempfile::tempdir().unwrap();
     let directory = Directory::new(state.path().to_owned());
     assert!(!directory.kept());
-    let lock = directory.lock_keeper().unwrap().expect("nobody else keeps it");
+    let lock = directory
+        .lock_keeper()
+        .unwrap()
+        .expect("nobody else keeps it");
     assert!(directory.kept());
-    assert!(directory.lock_keeper().unwrap().is_none(), "a second keeper got the lock");
-    assert_eq!(directory.keeper_pid(), Some(std::process::id().cast_signed()));
+    assert!(
+        directory.lock_keeper().unwrap().is_none(),
+        "a second keeper got the lock"
+    );
+    assert_eq!(
+        directory.keeper_pid(),
+        Some(std::process::id().cast_signed())
+    );
     drop(lock);
     assert!(!directory.kept());
     // The process id is still in the file, and is not believed.
@@ -56,7 +76,10 @@ fn what_an_earlier_run_left_is_removed_but_not_the_disk() {
         fs::write(state.path().join(name), "").unwrap();
     }
     directory.clear_run_files().unwrap();
-    let left: Vec<_> = fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(state.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["disk.ext4"]);
 }
 
@@ -65,13 +88,24 @@ fn the_last_line_of_the_log_is_the_reason_of_an_early_end() {
     let state = tempfile::tempdir().unwrap();
     let directory = Directory::new(state.path().to_owned());
     assert_eq!(directory.last_words(), None);
-    fs::write(state.path().join("keeper.log"), "first\nqemu: no such device\n\n").unwrap();
-    assert_eq!(directory.last_words().as_deref(), Some("qemu: no such device"));
+    fs::write(
+        state.path().join("keeper.log"),
+        "first\nqemu: no such device\n\n",
+    )
+    .unwrap();
+    assert_eq!(
+        directory.last_words().as_deref(),
+        Some("qemu: no such device")
+    );
 }
 
 #[test]
 fn a_carried_command_runs_on_the_inner_kvm_with_the_same_arguments() {
-    let request = EmulatedHost::carried(&["run".to_owned(), "--".to_owned(), "uname -r".to_owned()]);
+    let request =
+        EmulatedHost::carried(&["run".to_owned(), "--".to_owned(), "uname -r".to_owned()]);
     let line = request.argv.join("|");
-    assert_eq!(line, "/usr/local/bin/fief|--host|native|--state-dir|/var/lib/fief|run|--|uname -r");
+    assert_eq!(
+        line,
+        "/usr/local/bin/fief|--host|native|--state-dir|/var/lib/fief|run|--|uname -r"
+    );
 }

@@ -1,0 +1,8 @@
+//! What the payload checks, a file each.
+
+pub mod block;
+pub mod entropy;
+pub mod entry;
+pub mod interrupt;
+pub mod pci;
+pub mod vsock;
