@@ -44,24 +44,29 @@ impl SerialHandler {
     /// Writes what output is left, waiting up to `patience` each time the output is full. For the end of the machine,
     /// after the handler was taken back from its worker.
     pub fn flush(&mut self, patience: Duration) {
-        while self.write_output() {
-            let Some(output) = &self.ends.output else {
-                return;
+        loop {
+            let progress = self.write_output();
+            let full = matches!(progress, Progress::Full);
+            let room = || {
+                self.ends
+                    .output
+                    .as_ref()
+                    .is_some_and(|output| output.wait(patience))
             };
-            if !output.wait(patience) {
+            if !matches!(progress, Progress::More) && !(full && room()) {
                 return;
             }
         }
     }
 
-    /// Writes until nothing is left (false) or the output is full (true). A guest that writes as fast as the output takes
-    /// it does not keep the worker here: after a bufferful the rest waits for the next wake-up.
-    fn write_output(&mut self) -> bool {
+    /// Writes what output there is, at most a bufferful: a guest that writes as fast as the output takes it does not keep
+    /// the worker here.
+    fn write_output(&mut self) -> Progress {
         let mut chunk = [0; CHUNK];
         for _ in 0..OUTPUT_CAPACITY / CHUNK {
             let count = self.uart.peek_output(&mut chunk);
             let Some(bytes) = chunk.get(..count).filter(|bytes| !bytes.is_empty()) else {
-                return false;
+                return Progress::Done;
             };
             let written = match &mut self.ends.output {
                 Some(output) => output.write(bytes),
@@ -70,20 +75,17 @@ impl SerialHandler {
             match written {
                 Ok(written) => self.uart.consume_output(written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) => {
-                    tracing::warn!("serial output is discarded from here on: {error}");
-                    self.ends.output = None;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Full,
+                Err(error) => return Progress::Broken(error),
             }
         }
-        self.uart.wake();
-        false
+        Progress::More
     }
 
-    /// Writes what there is, and watches the output if it is full.
+    /// Writes what there is, and watches the output while it is full.
     fn drain(&mut self, interest: &Interest<'_>) {
-        let full = self.write_output();
+        let progress = self.write_output();
+        let full = matches!(progress, Progress::Full);
         if let Some(output) = &self.ends.output
             && full != self.output_full
         {
@@ -96,13 +98,25 @@ impl SerialHandler {
                 tracing::error!("cannot watch the serial output: {error}");
             }
         }
-        self.output_full = full && self.ends.output.is_some();
+        self.output_full = full;
+        match progress {
+            Progress::More => self.uart.wake(),
+            Progress::Broken(error) => {
+                tracing::warn!("serial output is discarded from here on: {error}");
+                self.ends.output = None;
+                self.uart.wake();
+            }
+            Progress::Done => self.report_dropped(),
+            Progress::Full => {}
+        }
+    }
+
+    /// Logs once the output moves again how much was lost while it did not.
+    fn report_dropped(&mut self) {
         let dropped = self.uart.dropped_output();
-        if dropped != self.reported && !self.output_full {
-            tracing::warn!(
-                "{} bytes of serial output were dropped: its reader is too slow",
-                dropped - self.reported
-            );
+        let lost = dropped.saturating_sub(self.reported);
+        if lost > 0 {
+            tracing::warn!("{lost} bytes of serial output were dropped: its reader is too slow");
             self.reported = dropped;
         }
     }
@@ -167,6 +181,18 @@ impl SerialHandler {
         }
         self.input_watched = false;
     }
+}
+
+/// How far the output was written.
+enum Progress {
+    /// All of it.
+    Done,
+    /// As much as is good at once.
+    More,
+    /// Until the output had no room.
+    Full,
+    /// The output takes nothing any more.
+    Broken(io::Error),
 }
 
 fn is_transient(error: &io::Error) -> bool {
