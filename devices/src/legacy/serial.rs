@@ -45,15 +45,12 @@ impl SerialHandler {
     /// after the handler was taken back from its worker.
     pub fn flush(&mut self, patience: Duration) {
         loop {
-            let progress = self.write_output();
-            let full = matches!(progress, Progress::Full);
-            let room = || {
-                self.ends
-                    .output
-                    .as_ref()
-                    .is_some_and(|output| output.wait(patience))
+            let room = match self.write_output() {
+                Progress::More => true,
+                Progress::Full => self.ends.output.as_ref().is_some_and(|o| o.wait(patience)),
+                Progress::Done | Progress::Broken(_) => false,
             };
-            if !matches!(progress, Progress::More) && !(full && room()) {
+            if !room {
                 return;
             }
         }

@@ -36,10 +36,8 @@ fn receive(uart: &Uart, count: usize) -> Vec<u8> {
 fn pipe() -> (File, File) {
     let mut ends = [-1; 2];
     // SAFETY: the array takes both descriptors.
-    assert_eq!(
-        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-        0
-    );
+    let result = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(result, 0);
     // SAFETY: both have just been opened and nobody else owns them.
     let owned = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let [reader, writer] = owned.map(File::from);
