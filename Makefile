@@ -10,7 +10,7 @@ KERNEL_PACKAGES := flex bison bc libelf-dev libssl-dev kmod
 TARGET := target/x86_64-unknown-linux-gnu
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all build packages demo test lint soak clean
+.PHONY: all build payloads packages demo test lint soak clean
 
 all: build
 
@@ -27,10 +27,14 @@ packages:
 	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q=2 -y --no-install-recommends $$missing; \
 	fi
 
+# The bare-metal test guest; its folder has link flags of its own.
+payloads:
+	cd tests/payloads && cargo build --release --locked
+
 demo: packages build
 	$(TARGET)/release/fief demo
 
-test: packages build
+test: packages build payloads
 	tests/run
 
 lint:

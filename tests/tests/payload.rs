@@ -1,0 +1,256 @@
+//! The payload rig: `fief-vmm` on this machine's own /dev/kvm with a bare-metal guest that drives our devices through
+//! the independent drivers of the crate `virtio-drivers`.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use fief_tests::{binary, checkout};
+use tempfile::TempDir;
+
+/// Sectors of the writable disk.
+const SECTORS: u64 = 2048;
+
+/// A machine to run the payload in.
+struct Rig {
+    directory: TempDir,
+    vcpus: u8,
+}
+
+/// What came out of a run.
+struct Run {
+    status: ExitStatus,
+    console: String,
+    events: String,
+}
+
+impl Run {
+    /// Every check named in `words` passed and none failed.
+    #[track_caller]
+    fn passed(&self, words: &str) {
+        for word in words.split(' ') {
+            assert!(
+                self.console.contains(&format!("PASS {word}\n")),
+                "{word}: {}",
+                self.console
+            );
+        }
+        assert!(!self.console.contains("FAIL"), "{}", self.console);
+    }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut disk = fs::File::create(directory.path().join("disk")).unwrap();
+        for sector in 0..SECTORS {
+            let mut bytes = [0; 512];
+            bytes[..8].copy_from_slice(&sector.to_le_bytes());
+            disk.write_all(&bytes).unwrap();
+        }
+        fs::copy(
+            directory.path().join("disk"),
+            directory.path().join("read-only"),
+        )
+        .unwrap();
+        Self {
+            directory,
+            vcpus: 1,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self, words: &str, engine: &str) -> Child {
+        let kernel =
+            checkout().join("tests/payloads/target/x86_64-unknown-linux-gnu/release/fief-payload");
+        assert!(
+            kernel.exists(),
+            "the payload is missing: run `make payloads` first"
+        );
+        let drive = |id: &str, read_only: bool| {
+            serde_json::json!({
+                "drive_id": id, "path_on_host": self.path(id), "is_root_device": false, "is_read_only": read_only,
+                "io_engine": engine, "cache_type": "Writeback",
+            })
+        };
+        let config = serde_json::json!({
+            "boot-source": { "kernel_image_path": kernel, "boot_args": words },
+            "machine-config": { "vcpu_count": self.vcpus, "mem_size_mib": 64 },
+            "drives": [drive("disk", false), drive("read-only", true)],
+            "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
+            "entropy": {},
+        });
+        fs::write(self.path("config.json"), config.to_string()).unwrap();
+        let mut command = Command::new(binary("fief-vmm"));
+        command
+            .arg("--no-api")
+            .arg("--config-file")
+            .arg(self.path("config.json"));
+        command
+            .arg("--log-path")
+            .arg(self.path("log"))
+            .arg("--event-path")
+            .arg(self.path("events"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn finish(&self, mut child: Child, mut console: String) -> Run {
+        child
+            .stdout
+            .as_mut()
+            .map(|out| out.read_to_string(&mut console).unwrap());
+        let status = child.wait().unwrap();
+        let events = fs::read_to_string(self.path("events")).unwrap_or_default();
+        Run {
+            status,
+            console,
+            events,
+        }
+    }
+
+    fn run(&self, words: &str, engine: &str) -> Run {
+        let child = self.start(words, engine);
+        self.finish(child, String::new())
+    }
+}
+
+#[test]
+fn a_kernel_starts_in_the_state_the_boot_protocol_promises() {
+    let run = Rig::new().run("entry", "Sync");
+    run.passed("entry");
+    assert!(run.status.success(), "{}", run.status);
+}
+
+#[test]
+fn the_pci_bus_is_the_same_through_memory_and_ports() {
+    Rig::new().run("pci", "Sync").passed("pci");
+}
+
+#[test]
+fn entropy_and_its_interrupts_arrive() {
+    Rig::new()
+        .run("entropy interrupt", "Sync")
+        .passed("entropy interrupt");
+}
+
+#[test]
+fn a_disk_reads_writes_and_refuses_with_the_synchronous_engine() {
+    disk_with("Sync");
+}
+
+#[test]
+fn a_disk_reads_writes_and_refuses_with_io_uring() {
+    disk_with("Async");
+}
+
+#[track_caller]
+fn disk_with(engine: &str) {
+    let rig = Rig::new();
+    let untouched = fs::read(rig.path("read-only")).unwrap();
+    rig.run("block read-only", engine).passed("block read-only");
+    let disk = fs::read(rig.path("disk")).unwrap();
+    assert_eq!(
+        disk.len() as u64,
+        SECTORS * 512,
+        "the disk changed its size"
+    );
+    assert!(
+        disk[2045 * 512..].iter().all(|&byte| byte == 0xA5),
+        "what the guest wrote is not in the file"
+    );
+    assert_eq!(
+        disk[..2045 * 512],
+        untouched[..2045 * 512],
+        "the guest's writes went elsewhere too"
+    );
+    assert_eq!(
+        fs::read(rig.path("read-only")).unwrap(),
+        untouched,
+        "the read-only disk changed"
+    );
+}
+
+#[test]
+fn vsock_connects_both_ways_and_echoes() {
+    let rig = Rig::new();
+    let listener = UnixListener::bind(rig.path("vsock_52")).unwrap();
+    let mut child = rig.start("vsock", "Sync");
+    let (mut greeted, _) = listener.accept().unwrap();
+    let mut greeting = String::new();
+    greeted.read_to_string(&mut greeting).unwrap();
+    assert_eq!(greeting, "greetings from the payload");
+    let mut console = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    while !console.contains("LISTENING") {
+        assert_ne!(lines.read_line(&mut console).unwrap(), 0, "{console}");
+    }
+    echo(&rig.path("vsock"));
+    lines.read_to_string(&mut console).unwrap();
+    rig.finish(child, console).passed("vsock");
+}
+
+/// Sends 256 KiB through the payload's echo server and compares.
+#[track_caller]
+fn echo(path: &Path) {
+    let mut socket = UnixStream::connect(path).unwrap();
+    socket.write_all(b"CONNECT 1234\n").unwrap();
+    let mut reader = BufReader::new(socket.try_clone().unwrap());
+    let mut answer = String::new();
+    reader.read_line(&mut answer).unwrap();
+    assert!(answer.starts_with("OK "), "{answer}");
+    let sent: Vec<u8> = (0..256 << 10_u32)
+        .map(|index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let expected = sent.clone();
+    let mut writer = socket.try_clone().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+    let mut back = vec![0; expected.len()];
+    reader.read_exact(&mut back).unwrap();
+    writing.join().unwrap();
+    assert!(back == expected, "other bytes came back");
+    socket.shutdown(std::net::Shutdown::Both).unwrap();
+}
+
+#[test]
+fn every_way_to_end_is_reported_as_what_it_was() {
+    for (word, reason) in [
+        ("poweroff", "poweroff"),
+        ("reset", "reboot"),
+        ("panic", "panic"),
+        ("triple-fault", "triple_fault"),
+    ] {
+        let run = Rig::new().run(word, "Sync");
+        assert!(
+            run.console.contains(&format!("END {word}")),
+            "{}",
+            run.console
+        );
+        assert!(
+            run.events.contains(&format!("\"{reason}\"")),
+            "{word}: {}",
+            run.events
+        );
+        // Firecracker's users expect exit code 0 of a guest that resets.
+        if matches!(word, "poweroff" | "reset") {
+            assert!(run.status.success(), "{word}: {}", run.status);
+        }
+    }
+}
+
+#[test]
+fn other_processors_wait_until_they_are_started() {
+    let mut rig = Rig::new();
+    rig.vcpus = 4;
+    rig.run("entry pci block", "Async")
+        .passed("entry pci block");
+}
