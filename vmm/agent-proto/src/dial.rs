@@ -81,3 +81,6 @@ fn retry(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -305,6 +305,3 @@ impl Relay {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
