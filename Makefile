@@ -10,7 +10,7 @@ KERNEL_PACKAGES := flex bison bc libelf-dev libssl-dev kmod
 TARGET := target/x86_64-unknown-linux-gnu
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all build payloads packages demo test lint soak clean
+.PHONY: all build payloads packages demo test lint clean
 
 all: build
 
@@ -40,10 +40,6 @@ test: packages build payloads
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-
-# Longer runs of what `make test` does in short; docs/testing.md lists date and result.
-soak: packages build
-	tests/run soak
 
 clean:
 	cargo clean
