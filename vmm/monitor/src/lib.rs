@@ -16,6 +16,11 @@
 )]
 
 pub mod boot;
+pub mod cli;
 pub mod config;
+pub mod events;
 pub mod kvm;
+pub mod logger;
 pub mod machine;
+pub mod probe;
+pub mod server;

@@ -29,6 +29,18 @@ pub struct CpuConfig {
 /// Largest number of vCPUs.
 pub const MAX_VCPUS: u8 = 32;
 
+/// Largest number of drives: `vda` to `vdz` and a function on bus 0 for each.
+pub const MAX_DRIVES: usize = 26;
+
+/// Context ids 0 to 2 are reserved, and so is the last (virtio 1.3 §5.10.4, VMADDR_CID_ANY).
+const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
+
+/// Longest path of a unix socket: `sun_path` holds 108 bytes with a terminating zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What is added to the vsock path for a guest's connection: `_` and a port of up to ten digits.
+const PORT_SUFFIX_MAX: usize = 11;
+
 /// Why a description is not a machine.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -40,6 +52,30 @@ pub enum ConfigError {
     NoMemory,
     #[error("mem_size_mib is {asked}, but the host has {total} MiB in all; ask for less")]
     MemoryBeyondHost { asked: u64, total: u64 },
+    #[error("mem_size_mib is {0}; with huge_pages 2M it must be even")]
+    OddHugePages(u64),
+    #[error("the drive id '{0}' is not allowed; use 1 to 64 letters, digits and underscores")]
+    DriveId(String),
+    #[error("drive {id}: num_queues is {asked}; it must be between 1 and {MAX_VCPUS}")]
+    Queues { id: String, asked: u64 },
+    #[error(
+        "drive {id} asks for {asked} queues, but the guest has {vcpus} vCPUs; one queue a vCPU is the most"
+    )]
+    QueuesBeyondVcpus { id: String, asked: u16, vcpus: u8 },
+    #[error("drive {id}: partuuid '{partuuid}' is none; use letters, digits and dashes")]
+    Partuuid { id: String, partuuid: String },
+    #[error("drive {second} cannot be the root device: drive {first} is; only one can be")]
+    TwoRootDevices { first: String, second: String },
+    #[error("there are {MAX_DRIVES} drives already; no more fit on the bus")]
+    TooManyDrives,
+    #[error("guest_cid is {0}; it must be between 3 and {max}", max = u32::MAX - 1)]
+    GuestCid(u64),
+    #[error("{name} is empty; give a path")]
+    EmptyPath { name: &'static str },
+    #[error(
+        "uds_path has {0} bytes; a socket's path holds {SOCKET_PATH_MAX} and {PORT_SUFFIX_MAX} of them are for ports"
+    )]
+    SocketPathLength(usize),
 }
 
 impl CpuConfig {
@@ -71,6 +107,28 @@ pub struct MemoryConfig {
     /// MiB, at least 1.
     pub size_mib: u64,
     pub backing: MemoryBacking,
+}
+
+impl MemoryConfig {
+    /// `host_mib` is the size of the host's memory.
+    ///
+    /// # Errors
+    /// `size_mib` is 0, more than the host has, or no multiple of the page size of `backing`.
+    pub fn new(size_mib: u64, backing: MemoryBacking, host_mib: u64) -> Result<Self, ConfigError> {
+        if size_mib == 0 {
+            return Err(ConfigError::NoMemory);
+        }
+        if size_mib > host_mib {
+            return Err(ConfigError::MemoryBeyondHost {
+                asked: size_mib,
+                total: host_mib,
+            });
+        }
+        if backing == MemoryBacking::HugeTlb && size_mib % 2 == 1 {
+            return Err(ConfigError::OddHugePages(size_mib));
+        }
+        Ok(Self { size_mib, backing })
+    }
 }
 
 /// What is behind guest RAM.
@@ -114,6 +172,100 @@ pub struct DriveConfig {
     pub queues: u16,
 }
 
+/// Enough of a name for a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+impl DriveConfig {
+    /// # Errors
+    /// The id, the partition id or the number of queues is none, or the path is empty.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let id_letter = |c: char| c == '_' || c.is_alphanumeric();
+        if !(1..=64).contains(&self.id.chars().count()) || !self.id.chars().all(id_letter) {
+            return Err(ConfigError::DriveId(shortened(&self.id)));
+        }
+        if self.path.as_os_str().is_empty() {
+            return Err(ConfigError::EmptyPath {
+                name: "path_on_host",
+            });
+        }
+        if let Some(partuuid) = &self.partuuid {
+            // It becomes part of the kernel command line.
+            let fine = |c: char| c == '-' || c.is_ascii_alphanumeric();
+            if partuuid.is_empty() || partuuid.len() > 64 || !partuuid.chars().all(fine) {
+                return Err(ConfigError::Partuuid {
+                    id: self.id.clone(),
+                    partuuid: shortened(partuuid),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a number of queues.
+    ///
+    /// # Errors
+    /// It is 0 or more than the largest number of vCPUs.
+    pub fn queues(id: &str, asked: u64) -> Result<u16, ConfigError> {
+        let valid = u16::try_from(asked)
+            .ok()
+            .filter(|n| (1..=u16::from(MAX_VCPUS)).contains(n));
+        valid.ok_or_else(|| ConfigError::Queues {
+            id: shortened(id),
+            asked,
+        })
+    }
+}
+
+/// Adds `drive`, or puts it in the place of the one with its id. The root device comes first.
+///
+/// # Errors
+/// It is a second root device, or there are too many.
+pub fn insert_drive(drives: &mut Vec<DriveConfig>, drive: DriveConfig) -> Result<(), ConfigError> {
+    drive.check()?;
+    let other_root = drives
+        .iter()
+        .find(|other| other.root_device && other.id != drive.id);
+    if let (true, Some(other)) = (drive.root_device, other_root) {
+        return Err(ConfigError::TwoRootDevices {
+            first: other.id.clone(),
+            second: drive.id,
+        });
+    }
+    let is_full = drives.len() >= MAX_DRIVES;
+    match drives.iter_mut().find(|other| other.id == drive.id) {
+        Some(other) => *other = drive,
+        None if is_full => return Err(ConfigError::TooManyDrives),
+        None => drives.push(drive),
+    }
+    // Stable: the others keep their order.
+    drives.sort_by_key(|drive| !drive.root_device);
+    Ok(())
+}
+
+impl VmConfig {
+    /// What can only be judged of the whole.
+    ///
+    /// # Errors
+    /// A drive asks for more queues than the guest has vCPUs.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let vcpus = self.cpus.count();
+        let too_many = self
+            .drives
+            .iter()
+            .find(|drive| drive.queues > u16::from(vcpus));
+        match too_many {
+            Some(drive) => Err(ConfigError::QueuesBeyondVcpus {
+                id: drive.id.clone(),
+                asked: drive.queues,
+                vcpus,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A virtio-vsock device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockConfig {
@@ -121,6 +273,28 @@ pub struct VsockConfig {
     pub guest_cid: u32,
     /// Listening socket made by the monitor; guest connections to port N go to `<path>_N`.
     pub uds_path: PathBuf,
+}
+
+impl VsockConfig {
+    /// # Errors
+    /// The context id is reserved, or the path leaves no room for a port.
+    pub fn new(guest_cid: u64, uds_path: PathBuf) -> Result<Self, ConfigError> {
+        let cid = u32::try_from(guest_cid)
+            .ok()
+            .filter(|cid| GUEST_CIDS.contains(cid));
+        let guest_cid = cid.ok_or(ConfigError::GuestCid(guest_cid))?;
+        let length = uds_path.as_os_str().len();
+        if length == 0 {
+            return Err(ConfigError::EmptyPath { name: "uds_path" });
+        }
+        if length > SOCKET_PATH_MAX - PORT_SUFFIX_MAX {
+            return Err(ConfigError::SocketPathLength(length));
+        }
+        Ok(Self {
+            guest_cid,
+            uds_path,
+        })
+    }
 }
 
 /// Where the serial console goes.
@@ -142,3 +316,6 @@ pub enum OnReboot {
     /// The machine starts again in place.
     Restart,
 }
+
+#[cfg(test)]
+mod tests;

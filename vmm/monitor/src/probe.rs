@@ -1,0 +1,3 @@
+pub fn probe() -> String {
+    String::new()
+}

@@ -1,0 +1,341 @@
+//! A machine in the making: wire types come in one by one, are checked, and become a [`VmConfig`].
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use fief_api::{
+    BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine, Lifecycle,
+    MachineConfiguration, MachineConfigurationUpdate, Serial, SerialDestination, Vsock,
+};
+
+use super::error::RequestError;
+use crate::boot::cmdline::Cmdline;
+use crate::config::{
+    BootConfig, CpuConfig, DriveConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig,
+    VmConfig, VsockConfig, insert_drive,
+};
+use crate::machine::files::Files;
+
+/// The command line of a boot source without one: on a reset use what every machine here has (the keyboard
+/// controller), and do not stay in a panic.
+pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1";
+
+/// What clients have configured so far. A request that is refused changes nothing.
+pub struct Draft {
+    files: Files,
+    host_mib: u64,
+    /// As it came, for `GET /vm/config`.
+    wire: FullVmConfiguration,
+    machine: MachineConfiguration,
+    cpus: CpuConfig,
+    memory: MemoryConfig,
+    boot: Option<BootConfig>,
+    drives: Vec<DriveConfig>,
+    vsock: Option<VsockConfig>,
+    serial: SerialConfig,
+}
+
+impl Draft {
+    /// Nothing configured: one vCPU, 128 MiB, serial on standard output. `host_mib` is the host's memory.
+    ///
+    /// # Errors
+    /// The host has less memory than the defaults ask for.
+    pub fn new(files: Files, host_mib: u64) -> Result<Self, RequestError> {
+        let machine = MachineConfiguration::default();
+        let (cpus, memory) = machine_parts(&machine, host_mib)?;
+        Ok(Self {
+            files,
+            host_mib,
+            wire: FullVmConfiguration::default(),
+            machine,
+            cpus,
+            memory,
+            boot: None,
+            drives: Vec::new(),
+            vsock: None,
+            serial: SerialConfig::Stdio,
+        })
+    }
+
+    /// Everything in `config`, as if it had come in single requests; the logger is not part of the machine.
+    ///
+    /// # Errors
+    /// The first thing in it that would be refused.
+    pub fn put_all(&mut self, config: FullVmConfiguration) -> Result<(), RequestError> {
+        if let Some(machine) = config.machine_config {
+            self.put_machine(machine)?;
+        }
+        if let Some(boot) = config.boot_source {
+            self.put_boot(boot)?;
+        }
+        for drive in config.drives {
+            if self.drives.iter().any(|other| other.id == drive.drive_id) {
+                return Err(RequestError::Unsupported(
+                    "two drives have the same drive_id; give each its own",
+                ));
+            }
+            self.put_drive(drive)?;
+        }
+        if let Some(vsock) = config.vsock {
+            self.put_vsock(vsock)?;
+        }
+        if let Some(entropy) = config.entropy {
+            self.put_entropy(entropy)?;
+        }
+        if let Some(serial) = config.serial {
+            self.put_serial(serial)?;
+        }
+        if let Some(lifecycle) = config.lifecycle {
+            self.put_lifecycle(lifecycle);
+        }
+        Ok(())
+    }
+
+    pub fn machine(&self) -> &MachineConfiguration {
+        &self.machine
+    }
+
+    /// The description, for `GET /vm/config`.
+    pub fn whole(&self) -> FullVmConfiguration {
+        FullVmConfiguration {
+            machine_config: Some(self.machine.clone()),
+            ..self.wire.clone()
+        }
+    }
+
+    pub fn put_machine(&mut self, machine: MachineConfiguration) -> Result<(), RequestError> {
+        (self.cpus, self.memory) = machine_parts(&machine, self.host_mib)?;
+        self.machine = machine;
+        Ok(())
+    }
+
+    pub fn patch_machine(
+        &mut self,
+        update: MachineConfigurationUpdate,
+    ) -> Result<(), RequestError> {
+        if update.is_empty() {
+            return Err(RequestError::EmptyUpdate);
+        }
+        self.put_machine(update.apply_to(&self.machine))
+    }
+
+    pub fn put_boot(&mut self, source: BootSource) -> Result<(), RequestError> {
+        let readable = |what, path: &str| {
+            let path = PathBuf::from(path);
+            match self.files.open_read(&path) {
+                Ok(_) => Ok(path),
+                Err(source) => Err(RequestError::File { what, path, source }),
+            }
+        };
+        let kernel = readable("kernel", &source.kernel_image_path)?;
+        let initrd = source.initrd_path.as_deref();
+        let initrd = initrd.map(|path| readable("initrd", path)).transpose()?;
+        let args = source.boot_args.as_deref().unwrap_or(DEFAULT_BOOT_ARGS);
+        // What it drops (pci=off) it tells once, here, and not again when the machine is built.
+        let checked = Cmdline::new(args, &[])?;
+        let args = String::from_utf8_lossy(checked.as_bytes());
+        self.boot = Some(BootConfig {
+            kernel,
+            initrd,
+            args: args.trim_end_matches('\0').to_owned(),
+        });
+        self.wire.boot_source = Some(source);
+        Ok(())
+    }
+
+    pub fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
+        if drive.socket.is_some() {
+            return Err(RequestError::Unsupported(
+                "vhost-user drives (socket) are not supported; give a path_on_host",
+            ));
+        }
+        if drive.rate_limiter.is_some_and(|limiter| limiter.limits()) {
+            return Err(NO_RATE_LIMITS);
+        }
+        let Some(path) = &drive.path_on_host else {
+            return Err(RequestError::NoDrivePath(drive.drive_id.clone()));
+        };
+        let config = DriveConfig {
+            id: drive.drive_id.clone(),
+            path: PathBuf::from(path),
+            read_only: drive.is_read_only,
+            root_device: drive.is_root_device,
+            // Firecracker looks at it for the root device only.
+            partuuid: drive.partuuid.clone().filter(|_| drive.is_root_device),
+            writeback: drive.cache_type == CacheType::Writeback,
+            io_uring: drive.io_engine == IoEngine::Async,
+            direct: drive.direct_io,
+            queues: DriveConfig::queues(&drive.drive_id, drive.num_queues)?,
+        };
+        config.check()?;
+        self.check_disk(&config)?;
+        insert_drive(&mut self.drives, config)?;
+        self.remember_drive(drive);
+        Ok(())
+    }
+
+    /// Keeps the drives of `wire` in the order of the machine's.
+    fn remember_drive(&mut self, drive: Drive) {
+        self.wire
+            .drives
+            .retain(|other| other.drive_id != drive.drive_id);
+        self.wire.drives.push(drive);
+        let place = |id: &str| self.drives.iter().position(|drive| drive.id == id);
+        self.wire.drives.sort_by_key(|drive| place(&drive.drive_id));
+    }
+
+    fn check_disk(&self, drive: &DriveConfig) -> Result<(), RequestError> {
+        let opened = self
+            .files
+            .open_disk(&drive.path, drive.read_only, drive.direct)
+            .and_then(|file| file.metadata())
+            .and_then(|meta| {
+                let kind = meta.file_type();
+                if kind.is_file() || kind.is_block_device() {
+                    return Ok(());
+                }
+                let why = "it is neither a regular file nor a block device";
+                Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+            });
+        opened.map_err(|source| RequestError::File {
+            what: match (drive.read_only, drive.direct) {
+                (true, false) => "drive (read-only)",
+                (false, false) => "drive (for reading and writing)",
+                (_, true) => "drive (with direct_io, which not every file system can do)",
+            },
+            path: drive.path.clone(),
+            source,
+        })
+    }
+
+    pub fn put_vsock(&mut self, vsock: Vsock) -> Result<(), RequestError> {
+        let config = VsockConfig::new(vsock.guest_cid, PathBuf::from(&vsock.uds_path))?;
+        if config.uds_path.symlink_metadata().is_ok() {
+            return Err(RequestError::Place {
+                what: "uds_path",
+                path: config.uds_path,
+                why: "something is there already; remove it or choose another path",
+            });
+        }
+        check_directory("uds_path", &config.uds_path)?;
+        self.vsock = Some(config);
+        self.wire.vsock = Some(vsock);
+        Ok(())
+    }
+
+    pub fn put_entropy(&mut self, entropy: Entropy) -> Result<(), RequestError> {
+        if entropy.rate_limiter.is_some_and(|limiter| limiter.limits()) {
+            return Err(NO_RATE_LIMITS);
+        }
+        self.wire.entropy = Some(entropy);
+        Ok(())
+    }
+
+    pub fn put_serial(&mut self, serial: Serial) -> Result<(), RequestError> {
+        if serial.rate_limiter.is_some_and(|bucket| bucket.limits()) {
+            return Err(NO_RATE_LIMITS);
+        }
+        let path = serial.serial_out_path.as_deref();
+        self.serial = match (serial.destination, path) {
+            (None, None) | (Some(SerialDestination::Stdio), None) => SerialConfig::Stdio,
+            (Some(SerialDestination::Pty), None) => SerialConfig::Pty,
+            (Some(SerialDestination::File) | None, Some(path)) => {
+                let path = PathBuf::from(path);
+                check_directory("serial_out_path", &path)?;
+                SerialConfig::File(path)
+            }
+            (Some(SerialDestination::File), None) => return Err(RequestError::NoSerialPath),
+            (Some(SerialDestination::Stdio), Some(_)) => {
+                return Err(RequestError::SerialPathUnused("Stdio"));
+            }
+            (Some(SerialDestination::Pty), Some(_)) => {
+                return Err(RequestError::SerialPathUnused("Pty"));
+            }
+        };
+        self.wire.serial = Some(serial);
+        Ok(())
+    }
+
+    pub fn put_lifecycle(&mut self, lifecycle: Lifecycle) {
+        self.wire.lifecycle = Some(lifecycle);
+    }
+
+    /// The logger was configured; only `GET /vm/config` wants to know.
+    pub fn remember_logger(&mut self, logger: fief_api::Logger) {
+        self.wire.logger = Some(logger);
+    }
+
+    /// The machine that was described.
+    ///
+    /// # Errors
+    /// There is no kernel, or the parts do not fit together.
+    pub fn finish(&self) -> Result<VmConfig, RequestError> {
+        let config = VmConfig {
+            cpus: self.cpus,
+            memory: self.memory.clone(),
+            boot: self.boot.clone().ok_or(RequestError::NoKernel)?,
+            drives: self.drives.clone(),
+            vsock: self.vsock.clone(),
+            entropy: self.wire.entropy.is_some(),
+            serial: self.serial.clone(),
+            on_reboot: match self.wire.lifecycle.unwrap_or_default().on_reboot {
+                fief_api::OnReboot::Exit => OnReboot::Exit,
+                fief_api::OnReboot::Restart => OnReboot::Restart,
+            },
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+const NO_RATE_LIMITS: RequestError =
+    RequestError::Unsupported("rate limits are not supported yet; leave rate_limiter out");
+
+fn machine_parts(
+    machine: &MachineConfiguration,
+    host_mib: u64,
+) -> Result<(CpuConfig, MemoryConfig), RequestError> {
+    if machine
+        .cpu_template
+        .as_deref()
+        .is_some_and(|name| name != "None")
+    {
+        return Err(RequestError::Unsupported(
+            "CPU templates are not supported; leave cpu_template out or set it to None",
+        ));
+    }
+    if machine.track_dirty_pages {
+        return Err(RequestError::Unsupported(
+            "track_dirty_pages is not supported yet; leave it out or set it to false",
+        ));
+    }
+    let backing = match machine.huge_pages {
+        HugePages::None => MemoryBacking::Anonymous { huge: false },
+        HugePages::Transparent => MemoryBacking::Anonymous { huge: true },
+        HugePages::Hugetlbfs2M => MemoryBacking::HugeTlb,
+    };
+    let cpus = CpuConfig::new(machine.vcpu_count, machine.smt)?;
+    let memory = MemoryConfig::new(machine.mem_size_mib, backing, host_mib)?;
+    Ok((cpus, memory))
+}
+
+/// Something is to be made at `path`: its directory must be there.
+fn check_directory(what: &'static str, path: &Path) -> Result<(), RequestError> {
+    let refuse = |why| {
+        Err(RequestError::Place {
+            what,
+            path: path.to_owned(),
+            why,
+        })
+    };
+    if path.file_name().is_none() {
+        return refuse("it has no file name");
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            refuse("its directory does not exist; make it first")
+        }
+        _ => Ok(()),
+    }
+}

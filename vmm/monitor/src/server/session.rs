@@ -1,0 +1,219 @@
+//! What clients see: the description, the state, and which request is allowed when.
+
+use bytes::Bytes;
+use fief_api::{
+    ActionType, Endpoint, FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState,
+    Version, Vm, VmState,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::control::{Command, Post};
+use super::draft::Draft;
+use super::error::RequestError;
+use crate::logger;
+use crate::machine::files::Files;
+
+/// The name in `GET /`.
+const APP_NAME: &str = "fief-vmm";
+
+/// One for all connections; requests are served one after another.
+pub struct Session {
+    id: String,
+    draft: Draft,
+    state: InstanceState,
+    post: Post,
+    files: Files,
+}
+
+/// A success: JSON (200) or nothing to say (204).
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    Json(Vec<u8>),
+    Done,
+}
+
+/// What a request may change, and so when it is allowed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    BeforeStart,
+    AfterStart,
+}
+
+fn when(endpoint: &Endpoint) -> When {
+    match endpoint {
+        // Judged by its action.
+        Endpoint::PutActions => When::Always,
+        Endpoint::DescribeInstance
+        | Endpoint::Version
+        | Endpoint::GetMachineConfig
+        | Endpoint::GetVmConfig => When::Always,
+        Endpoint::PatchVm | Endpoint::PatchDrive(_) => When::AfterStart,
+        _ => When::BeforeStart,
+    }
+}
+
+impl Session {
+    /// `state` is `Running` where a configuration file starts the machine.
+    pub fn new(id: String, draft: Draft, state: InstanceState, post: Post, files: Files) -> Self {
+        Self {
+            id,
+            draft,
+            state,
+            post,
+            files,
+        }
+    }
+
+    /// Serves one request.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn serve(&mut self, endpoint: Endpoint, body: Bytes) -> Result<Answer, RequestError> {
+        let (method, path) = endpoint.request_line();
+        let request = format!("{method} {path}");
+        self.check_when(when(&endpoint), &request)?;
+        let body = Bodied { body, request };
+        match endpoint {
+            Endpoint::DescribeInstance => json(&self.describe()),
+            Endpoint::Version => json(&version()),
+            Endpoint::GetMachineConfig => json(self.draft.machine()),
+            Endpoint::GetVmConfig => json(&self.draft.whole()),
+            Endpoint::PutMachineConfig => done(self.draft.put_machine(body.parse()?)),
+            Endpoint::PatchMachineConfig => done(self.draft.patch_machine(body.parse()?)),
+            Endpoint::PutBootSource => done(self.draft.put_boot(body.parse()?)),
+            Endpoint::PutDrive(id) => {
+                let drive: fief_api::Drive = body.parse()?;
+                same_id(&id, &drive.drive_id)?;
+                done(self.draft.put_drive(drive))
+            }
+            Endpoint::PatchDrive(id) => {
+                let drive: fief_api::PartialDrive = body.parse()?;
+                same_id(&id, &drive.drive_id)?;
+                Err(RequestError::Unsupported(
+                    "a running microVM cannot change its drives yet; stop it and start it with the new ones",
+                ))
+            }
+            Endpoint::PutVsock => done(self.draft.put_vsock(body.parse()?)),
+            Endpoint::PutEntropy => done(self.draft.put_entropy(body.parse()?)),
+            Endpoint::PutSerial => done(self.draft.put_serial(body.parse()?)),
+            Endpoint::PutLogger => {
+                let settings: fief_api::Logger = body.parse()?;
+                logger::configure(&settings, &self.files)?;
+                self.draft.remember_logger(settings);
+                Ok(Answer::Done)
+            }
+            Endpoint::PutLifecycle => {
+                self.draft.put_lifecycle(body.parse()?);
+                Ok(Answer::Done)
+            }
+            Endpoint::PutActions => self.act(body.parse()?).await,
+            Endpoint::PatchVm => self.change_state(body.parse()?).await,
+        }
+    }
+
+    fn check_when(&self, when: When, request: &str) -> Result<(), RequestError> {
+        let started = self.state != InstanceState::NotStarted;
+        match when {
+            When::BeforeStart if started => Err(RequestError::AfterStart(request.to_owned())),
+            When::AfterStart if !started => Err(RequestError::BeforeStart(request.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn describe(&self) -> InstanceInfo {
+        InstanceInfo {
+            app_name: APP_NAME.to_owned(),
+            id: self.id.clone(),
+            state: self.state,
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    async fn act(&mut self, info: InstanceActionInfo) -> Result<Answer, RequestError> {
+        let name = format!("{:?}", info.action_type);
+        match info.action_type {
+            ActionType::InstanceStart => {
+                self.check_when(When::BeforeStart, &name)?;
+                let config = Box::new(self.draft.finish()?);
+                self.ask(Command::Start(config)).await?;
+                self.state = InstanceState::Running;
+            }
+            ActionType::SendCtrlAltDel => {
+                self.check_when(When::AfterStart, &name)?;
+                self.ask(Command::PressPowerButton).await?;
+            }
+            // There are no metrics yet: nothing to flush, as in a Firecracker without a metrics file.
+            ActionType::FlushMetrics => self.check_when(When::AfterStart, &name)?,
+        }
+        Ok(Answer::Done)
+    }
+
+    async fn change_state(&mut self, vm: Vm) -> Result<Answer, RequestError> {
+        let (command, state) = match vm.state {
+            VmState::Paused => (Command::Pause, InstanceState::Paused),
+            VmState::Resumed => (Command::Resume, InstanceState::Running),
+        };
+        if self.state != state {
+            self.ask(command).await?;
+            self.state = state;
+        }
+        Ok(Answer::Done)
+    }
+
+    async fn ask(&self, command: Command) -> Result<(), RequestError> {
+        match self.post.ask(command).await {
+            Ok(outcome) => outcome.map_err(RequestError::Machine),
+            Err(_) => Err(RequestError::Exiting),
+        }
+    }
+}
+
+/// A body and the request it came with.
+struct Bodied {
+    body: Bytes,
+    request: String,
+}
+
+impl Bodied {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, RequestError> {
+        if self.body.is_empty() {
+            return Err(RequestError::NoBody);
+        }
+        serde_json::from_slice(&self.body).map_err(|source| RequestError::Json {
+            request: self.request.clone(),
+            source,
+        })
+    }
+}
+
+fn version() -> Version {
+    Version {
+        firecracker_version: FIRECRACKER_VERSION.to_owned(),
+        fief_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn same_id(path: &str, body: &str) -> Result<(), RequestError> {
+    if path == body {
+        return Ok(());
+    }
+    let shortened = |text: &str| text.chars().take(64).collect();
+    Err(RequestError::IdMismatch {
+        path: shortened(path),
+        body: shortened(body),
+    })
+}
+
+fn done(result: Result<(), RequestError>) -> Result<Answer, RequestError> {
+    result.map(|()| Answer::Done)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Answer, RequestError> {
+    match serde_json::to_vec(value) {
+        Ok(json) => Ok(Answer::Json(json)),
+        // None of our types has a map with other keys than strings, which is all that could fail.
+        Err(error) => Err(RequestError::Machine(error.to_string())),
+    }
+}
