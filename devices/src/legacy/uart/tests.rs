@@ -212,6 +212,17 @@ fn the_state_survives_a_round_trip_and_interrupts_are_raised_again() {
 }
 
 #[test]
+fn resuming_in_place_raises_pending_interrupts_again() {
+    let (uart, line) = port();
+    put(&uart, IER, IER_RECEIVED);
+    uart.resume();
+    assert_eq!(line.edges(), 0, "nothing is pending");
+    uart.feed(b"a");
+    uart.resume();
+    assert_eq!(line.edges(), 2);
+}
+
+#[test]
 fn a_state_longer_than_the_buffers_is_cut() {
     let state = UartState {
         ier: 0xFF,

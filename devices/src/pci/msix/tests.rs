@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::fakes::{FakeMsi, Random};
@@ -233,22 +233,40 @@ fn the_state_survives_a_round_trip_and_routes_what_is_deliverable() {
 
 #[test]
 fn no_interrupt_is_lost_between_a_trigger_and_an_unmask() {
+    const ROUNDS: usize = 10_000;
     let mut rig = Rig::new(1);
     rig.control(ON);
     rig.program(0, 0xFEE0_0000, 1);
     let line = rig.lines.vector(0);
-    let rig = Arc::new(rig);
-    for _ in 0..2000 {
-        rig.mask(0, true);
-        let before = line.triggers();
-        let other = rig.clone();
-        std::thread::scope(|scope| {
-            scope.spawn(move || other.msix.trigger(0));
-            rig.mask(0, false);
+    let (started, triggered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let wait = |counter: &AtomicUsize, value| {
+        let mut spins = 0;
+        while counter.load(Ordering::SeqCst) < value {
+            spins += 1;
+            if spins % 1000 == 0 {
+                std::thread::yield_now();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                wait(&started, round);
+                rig.msix.trigger(0);
+                triggered.store(round, Ordering::SeqCst);
+            }
         });
-        assert_eq!(line.triggers(), before + 1);
-        assert_eq!(rig.pending(), 0);
-    }
+        for round in 1..=ROUNDS {
+            rig.mask(0, true);
+            started.store(round, Ordering::SeqCst);
+            // A different distance between the two each time.
+            (0..round % 128).for_each(|_| std::hint::spin_loop());
+            rig.mask(0, false);
+            wait(&triggered, round);
+            // Delivered exactly once, by whichever thread: nothing is left pending.
+            assert_eq!((line.triggers(), rig.pending()), (round, 0));
+        }
+    });
 }
 
 #[test]

@@ -32,8 +32,10 @@ impl PciFunction for Probe {
 
     fn config_read(&self, _space: &ConfigSpace, offset: u16, data: &mut [u8]) {
         assert!(usize::from(offset % 4) + data.len() <= 4);
-        if offset == 0x44 {
-            data.fill(0x77);
+        match offset {
+            0x44 => data.fill(0x77),
+            0x04..0x08 | 0x10..0x28 => panic!("asked for {offset:#x}"),
+            _ => {}
         }
     }
 
@@ -255,6 +257,8 @@ fn hooks_see_their_registers_but_never_replace_bars_or_command() {
     let mut data = [0; 8];
     ecam.read(at(0, 0x42), &mut data);
     assert_eq!(data, [0, 0, 0x77, 0x77, 0x77, 0x77, 0, 0], "cut at dwords");
+    assert_eq!(get(&*ecam, at(0, 4)), 0x10_0000);
+    assert_eq!(get(&*ecam, at(0, 0x10)), 0xC000_0000);
     ecam.write(at(0, 0x41), &[1; 4]);
     assert_eq!(*function.hooked.lock().unwrap(), [0x41, 0x44]);
 }
