@@ -1,5 +1,6 @@
 //! virtio 1.x devices. A device implements [`VirtioDevice`]; the one transport (virtio over PCI) does the rest.
 
+pub mod block;
 pub mod pci;
 
 use std::sync::Arc;
@@ -106,7 +107,8 @@ pub trait VirtioDevice: Send {
 /// State of a device model, one variant a device.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DeviceState {
-    // Block(block::BlockState), Vsock(vsock::VsockState), Entropy(entropy::EntropyState): added with their device.
+    Block(block::BlockState),
+    // Vsock(vsock::VsockState), Entropy(entropy::EntropyState): added with their device.
     /// Of the devices that the transport's tests make up.
     #[cfg(test)]
     Test(u32),
