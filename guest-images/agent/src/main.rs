@@ -125,6 +125,8 @@ fn connect(server: &mut Server, transport: &Transport) {
 /// Beside the image's init.
 fn serve_beside() -> libc::c_int {
     log::to_kernel_log();
+    // It was started through /proc/self/exe, so its name would be `exe`.
+    let _ = nix::sys::prctl::set_name(c"fief-agent");
     let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let mut server = match Server::new(hello(InitMode::Image, None), settings.user.clone()) {
         Ok(server) => server,

@@ -83,8 +83,11 @@ fn pad(out: &mut impl Write, written: usize) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// (path, mode, rdev, content) of every entry, parsed as the kernel does.
-    fn parse(archive: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Path, mode, rdev, content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// Every entry, parsed as the kernel does.
+    fn parse(archive: &[u8]) -> Vec<Entry> {
         let mut at = 0;
         let mut entries = Vec::new();
         loop {

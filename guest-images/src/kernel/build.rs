@@ -89,11 +89,7 @@ fn objects(kind: KernelKind) -> u64 {
 
 /// Everything but the source that decides the result.
 pub fn request(kind: KernelKind) -> String {
-    format!(
-        "{} {:?}",
-        fragment(kind),
-        installed_source().map(|(path, size)| (path, size))
-    )
+    format!("{} {:?}", fragment(kind), installed_source())
 }
 
 pub fn make(work: &Work, kind: KernelKind, progress: &dyn Progress) -> Result<Properties, Error> {

@@ -95,7 +95,8 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, Error> {
         xz(payload)
     } else if has(&[0x5d, 0, 0]) {
         let mut elf = Capped(Vec::new());
-        lzma_rs::lzma_decompress(&mut &payload[..], &mut elf)
+        let stream = &payload[..payload.len().saturating_sub(SIZE_FIELD)];
+        lzma_rs::lzma_decompress(&mut &stream[..], &mut elf)
             .map_err(|e| Error::Damaged(io::Error::other(e)))?;
         Ok(elf.0)
     } else {

@@ -9,6 +9,9 @@ use crate::store::{Properties, Work};
 use crate::tool::Tool;
 use crate::tree::{Content, IMAGE_TIME, Meta, Tree, tarball};
 
+/// Raise it when this file changes what is in an image.
+const REVISION: u32 = 2;
+
 const MMDEBSTRAP: Tool = Tool {
     program: "mmdebstrap",
     package: "mmdebstrap",
@@ -28,6 +31,8 @@ const TENANT_PACKAGES: &[&str] = &[
     "kmod",
     "less",
     "netbase",
+    // Whatever the tenant is called, sudo finds its name.
+    "libnss-myhostname",
     "systemd-sysv",
     "dbus",
 ];
@@ -55,14 +60,14 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 
 pub fn tenant_request() -> String {
     format!(
-        "{TENANT_PACKAGES:?} {} {HOSTS} {SUBIDS}",
+        "{REVISION} {TENANT_PACKAGES:?} {}",
         release().unwrap_or_default()
     )
 }
 
 pub fn host_request() -> String {
     format!(
-        "{HOST_PACKAGES:?} {} {HOSTS}",
+        "{REVISION} {HOST_PACKAGES:?} {}",
         release().unwrap_or_default()
     )
 }
@@ -70,6 +75,7 @@ pub fn host_request() -> String {
 pub fn make_tenant(work: &Work, progress: &dyn Progress) -> Result<Properties, Error> {
     let mut tree = bootstrap(work, TENANT_PACKAGES, progress)?;
     settle(&mut tree)?;
+    settle_systemd(&mut tree)?;
     add_user(&mut tree)?;
     pack(work, &mut tree, Default::default(), progress)
 }
@@ -186,6 +192,21 @@ fn settle(tree: &mut Tree) -> Result<(), Error> {
         tree.remove(path)?;
     }
     tree.directory("var/log/apt", 0o755)?;
+    Ok(())
+}
+
+/// systemd as init of a tenant: no login prompts, which nobody sees and which wait for a device that only udev would
+/// announce; and no graphics.
+fn settle_systemd(tree: &mut Tree) -> Result<(), Error> {
+    tree.symlink(
+        "etc/systemd/system-generators/systemd-getty-generator",
+        "/dev/null",
+    )?;
+    tree.remove("etc/systemd/system/getty.target.wants")?;
+    tree.symlink(
+        "etc/systemd/system/default.target",
+        "/lib/systemd/system/multi-user.target",
+    )?;
     Ok(())
 }
 

@@ -218,7 +218,7 @@ impl Artifact {
     }
 }
 
-/// Describes what is in `dir`, makes its files read-only, and checks by reading them back that they are what was hashed.
+/// Describes what is in `dir`, and makes its files read-only.
 pub(super) fn seal(dir: &Path, kind: Kind, properties: Properties) -> Result<ArtifactId, Error> {
     let mut files = Vec::new();
     collect(dir, Path::new(""), &mut files)?;
@@ -235,6 +235,7 @@ pub(super) fn seal(dir: &Path, kind: Kind, properties: Properties) -> Result<Art
     })
     .map_err(describe)?;
     fs::write(&path, &text).map_err(io("writing", &path))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).map_err(io("changing", &path))?;
     ArtifactId::try_from(hash_bytes(&text))
 }
 

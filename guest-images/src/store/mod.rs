@@ -105,6 +105,9 @@ struct Ref {
     artifact: ArtifactId,
 }
 
+/// A name and its artifact, or why that cannot be used.
+pub type Named = (String, Result<Artifact, Error>);
+
 /// Where a maker works: what it leaves in `out` becomes the artifact, `scratch` is thrown away.
 #[derive(Debug)]
 pub struct Work {
@@ -145,8 +148,8 @@ impl Store {
             .transpose()
     }
 
-    /// All names of a kind, in order, with their artifacts (or why they cannot be used).
-    pub fn names(&self, kind: Kind) -> Result<Vec<(String, Result<Artifact, Error>)>, Error> {
+    /// All names of a kind, in order, with their artifacts.
+    pub fn names(&self, kind: Kind) -> Result<Vec<Named>, Error> {
         let dir = self.root.join("refs").join(kind.directory());
         let mut names = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io("reading", &dir))? {
@@ -163,10 +166,11 @@ impl Store {
             }
         }
         names.sort();
-        let open = |name: String| match self.find(kind, &name).transpose() {
-            Some(result) => Some((name, result)),
-            // Removed since the directory was read.
-            None => None,
+        // `None`: removed since the directory was read.
+        let open = |name: String| {
+            self.find(kind, &name)
+                .transpose()
+                .map(|artifact| (name, artifact))
         };
         Ok(names.into_iter().filter_map(open).collect())
     }

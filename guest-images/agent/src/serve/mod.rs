@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use fief_agent_proto::{AgentHello, Channel, ExitStatus, InitMode, Shutdown, ShutdownAction};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, SigSet, Signal, kill, killpg};
+use nix::sys::signal::{SigHandler, SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::Pid;
 
 use crate::log;
 use button::PowerButtons;
@@ -302,12 +301,19 @@ impl Server {
         }
     }
 
-    /// Runs the image's own command to end the system: its init knows how to stop its services.
+    /// Has the image's init end the system, because only it knows how to stop its services.
     pub fn ask_init(action: ShutdownAction) {
-        let (program, realtime, other) = match action {
-            ShutdownAction::Poweroff => ("poweroff", 4, Signal::SIGUSR2),
-            ShutdownAction::Reboot => ("reboot", 5, Signal::SIGTERM),
+        let (program, realtime) = match action {
+            ShutdownAction::Poweroff => ("poweroff", 4),
+            ShutdownAction::Reboot => ("reboot", 5),
         };
+        // systemd takes SIGRTMIN+4 and +5 (systemd(1), "Signals") from the first moment; its commands need D-Bus.
+        let init = std::fs::read_link("/proc/1/exe").unwrap_or_default();
+        if init.file_name().is_some_and(|name| name == "systemd") {
+            // SAFETY: kill has no memory effects.
+            unsafe { libc::kill(1, libc::SIGRTMIN() + realtime) };
+            return;
+        }
         let mut command = Command::new(program);
         command
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -315,15 +321,9 @@ impl Server {
         // The reaper takes it when it ends.
         match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
             Ok(child) => log::info(format!("ran {program} as process {}", child.id())),
-            Err(error) => {
-                log::error(format!(
-                    "cannot run {program} ({error}); telling PID 1 by signal"
-                ));
-                // systemd takes SIGRTMIN+4 and +5, busybox's init SIGUSR2 and SIGTERM.
-                // SAFETY: kill has no memory effects.
-                unsafe { libc::kill(1, libc::SIGRTMIN() + realtime) };
-                let _ = kill(Pid::from_raw(1), other);
-            }
+            Err(error) => log::error(format!(
+                "cannot run {program}: {error}; ask for a forced end instead"
+            )),
         }
     }
 }

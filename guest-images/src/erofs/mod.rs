@@ -8,6 +8,9 @@
 //! inodes from byte 1152 on (`meta_blkaddr` 0, 32-byte slots, 64-byte extended inodes, extended attributes and small
 //! contents right behind them), then the blocks of directories and files.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, BufWriter, Write};
 
 use crate::tree::{Content, IMAGE_TIME, Meta, Node, Tree};
