@@ -97,6 +97,11 @@ impl Power {
         }
     }
 
+    /// Forgets pending events: the machine is reset.
+    pub fn reset(&self) {
+        self.pending.store(0, Ordering::SeqCst);
+    }
+
     /// Raises the interrupt again if events are pending: an edge from before a snapshot may have been lost.
     pub fn resume(&self) {
         if self.pending.load(Ordering::SeqCst) != 0 {
@@ -179,5 +184,8 @@ mod tests {
         assert_eq!(event, [EVENT_POWER_BUTTON]);
         restored.resume();
         assert_eq!(line.edges(), 1);
+        restored.press_power_button();
+        restored.reset();
+        assert_eq!(restored.state(), PowerState { pending: 0 });
     }
 }

@@ -155,6 +155,18 @@ impl Uart {
         }
     }
 
+    /// Registers as after power-on and no input: the machine is reset. Output that waits is still written.
+    pub fn reset(&self) {
+        let registers = &mut *self.lock();
+        let fresh = Registers {
+            output: std::mem::take(&mut registers.output),
+            dropped: registers.dropped,
+            ..Registers::default()
+        };
+        *registers = fresh;
+        self.wake();
+    }
+
     /// Raises the interrupt again for every active cause, and wakes the worker: an edge or a wake-up from before a
     /// snapshot may have been lost.
     pub fn resume(&self) {

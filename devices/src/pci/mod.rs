@@ -56,4 +56,7 @@ pub trait PciFunction: Send + Sync {
     /// BAR `bar` now answers at `address`, or nowhere: its space is disabled or it lies outside the windows. Connect
     /// doorbells here and undo earlier connections. Called only when something changed; nowhere is the state at start.
     fn bar_moved(&self, _bar: u8, _address: Option<u64>) {}
+
+    /// The machine is reset: the function is to be as after power-on. Its BARs answer nowhere any more.
+    fn reset(&self) {}
 }

@@ -250,6 +250,23 @@ impl Msix {
         }
     }
 
+    /// Off, every vector masked and nothing pending, as after power-on.
+    pub fn reset(&self) {
+        let mut registers = self.lock();
+        registers.control = 0;
+        self.enabled.store(false, Ordering::SeqCst);
+        for (vector, entry) in self.vectors.iter().zip(&mut registers.entries) {
+            // The hypervisor keeps the route, so that is not forgotten.
+            entry.message = MsiMessage {
+                address: 0,
+                data: 0,
+            };
+            entry.masked = true;
+            vector.masked.store(true, Ordering::SeqCst);
+            vector.pending.store(false, Ordering::SeqCst);
+        }
+    }
+
     /// What a snapshot keeps.
     pub fn state(&self) -> MsixState {
         let registers = self.lock();

@@ -88,6 +88,8 @@ pub struct SlotState {
 struct Slot {
     number: u8,
     function: Arc<dyn PciFunction>,
+    /// The configuration space as it was built, with the BARs placed.
+    at_reset: ConfigSpace,
     header: Mutex<Header>,
 }
 
@@ -156,12 +158,13 @@ impl PciRoot {
             }
         }
         let header = Mutex::new(Header {
-            space,
+            space: space.clone(),
             mapped: [None; BAR_COUNT as usize],
         });
         let entry = Slot {
             number: slot,
             function,
+            at_reset: space,
             header,
         };
         place.set(entry).map_err(|_| taken)
@@ -223,6 +226,17 @@ impl PciRoot {
     /// The windows that the bus was made with.
     pub fn windows(&self) -> &PciWindows {
         &self.slots.windows
+    }
+
+    /// Resets the bus and every function on it to how they were built. The vCPUs must stand still.
+    pub fn reset(&self) {
+        self.config_address.store(0, Ordering::Release);
+        for slot in self.slots.slots.iter().filter_map(OnceLock::get) {
+            let mut header = slot.lock();
+            header.space = slot.at_reset.clone();
+            self.slots.remap(slot, &mut header);
+            slot.function.reset();
+        }
     }
 
     /// What a snapshot keeps of the bus. Taken while the vCPUs stand still.

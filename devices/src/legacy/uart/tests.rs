@@ -212,6 +212,27 @@ fn the_state_survives_a_round_trip_and_interrupts_are_raised_again() {
 }
 
 #[test]
+fn a_reset_clears_registers_and_input_but_not_output() {
+    let (uart, line) = port();
+    put(&uart, LCR, LCR_DLAB | 3);
+    put(&uart, RBR_THR, 1);
+    put(&uart, LCR, 3);
+    put(&uart, IER, 0x0F);
+    put(&uart, MCR, 0x0B);
+    put(&uart, RBR_THR, b'o');
+    uart.feed(b"in");
+    uart.reset();
+    let expected = UartState {
+        output: b"o".to_vec(),
+        ..UartState::default()
+    };
+    assert_eq!(uart.state(), expected);
+    let edges = line.edges();
+    uart.feed(b"x");
+    assert_eq!(line.edges(), edges);
+}
+
+#[test]
 fn resuming_in_place_raises_pending_interrupts_again() {
     let (uart, line) = port();
     put(&uart, IER, IER_RECEIVED);

@@ -232,6 +232,27 @@ fn the_state_survives_a_round_trip_and_routes_what_is_deliverable() {
 }
 
 #[test]
+fn a_reset_leaves_nothing_enabled_or_pending_and_keeps_known_routes() {
+    let mut rig = Rig::new(2);
+    let fresh = rig.msix.state();
+    rig.control(ON);
+    rig.program(0, 0xFEE0_0000, 1);
+    rig.mask(0, false);
+    rig.msix.trigger(1);
+    rig.msix.reset();
+    assert_eq!(rig.msix.state(), fresh);
+    rig.msix.trigger(0);
+    assert_eq!(rig.lines.vector(0).triggers(), 0);
+    rig.control(0);
+    rig.control(ON);
+    rig.program(0, 0xFEE0_0000, 1);
+    rig.mask(0, false);
+    assert_eq!(rig.lines.vector(0).routes(), 1);
+    rig.msix.trigger(0);
+    assert_eq!(rig.lines.vector(0).triggers(), 1);
+}
+
+#[test]
 fn no_interrupt_is_lost_between_a_trigger_and_an_unmask() {
     const ROUNDS: usize = 10_000;
     let mut rig = Rig::new(1);

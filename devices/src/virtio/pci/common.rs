@@ -224,7 +224,7 @@ impl VirtioPci {
     /// The status state machine (virtio 1.3 §2.1, §3.1.1). 0 resets; otherwise bits can only be added.
     fn write_status(&self, control: &mut Control, value: u8) {
         if value == 0 {
-            return self.reset(control);
+            return self.reset_device(control);
         }
         let before = self.interrupt.status();
         let added = value & !before;

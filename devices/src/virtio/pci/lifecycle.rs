@@ -86,8 +86,9 @@ impl VirtioPci {
         queues.collect()
     }
 
-    /// The driver has written 0 to the status: everything it had set up is gone (virtio 1.3 §2.4).
-    pub(super) fn reset(&self, control: &mut Control) {
+    /// The driver has written 0 to the status, or the machine is reset: everything the driver had set up is gone
+    /// (virtio 1.3 §2.4).
+    pub(super) fn reset_device(&self, control: &mut Control) {
         drop(control.device.suspend());
         control.phase = Phase::Idle;
         control.device.reset();

@@ -238,6 +238,12 @@ impl PciFunction for VirtioPci {
         control.bar = address;
         self.connect_doorbells(&mut control);
     }
+
+    fn reset(&self) {
+        self.reset_device(&mut self.lock());
+        self.msix.reset();
+        self.interrupt.set_generation(0);
+    }
 }
 
 impl VirtioPci {

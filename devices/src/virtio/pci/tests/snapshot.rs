@@ -153,3 +153,27 @@ fn a_state_that_does_not_fit_is_refused() {
         );
     }
 }
+
+#[test]
+fn a_machine_reset_brings_device_and_bus_back_to_power_on() {
+    for paused in [false, true] {
+        let rig = Rig::new();
+        let (bus, fresh) = (rig.root.state(), rig.function.state().unwrap());
+        rig.start(&rig.memory);
+        rig.ecam.write(0x10, &0xC008_0000u32.to_le_bytes());
+        if paused {
+            rig.function.pause();
+        }
+        rig.root.reset();
+        assert_eq!(rig.root.state(), bus);
+        assert_eq!(rig.function.state().unwrap(), fresh);
+        assert!(rig.doorbells.addresses().is_empty());
+        rig.function.resume().unwrap();
+        assert_eq!(
+            rig.log.lock().unwrap().activations,
+            1,
+            "nothing starts by itself"
+        );
+        rig.start(&rig.memory);
+    }
+}
