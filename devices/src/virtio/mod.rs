@@ -1,7 +1,10 @@
 //! virtio 1.x devices. A device implements [`VirtioDevice`]; the one transport (virtio over PCI) does the rest.
 
 pub mod block;
+mod chain;
+pub mod entropy;
 pub mod pci;
+mod segments;
 
 use std::sync::Arc;
 use virtio_queue::Queue;
@@ -108,7 +111,8 @@ pub trait VirtioDevice: Send {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DeviceState {
     Block(block::BlockState),
-    // Vsock(vsock::VsockState), Entropy(entropy::EntropyState): added with their device.
+    Entropy(entropy::EntropyState),
+    // Vsock(vsock::VsockState): added with its device.
     /// Of the devices that the transport's tests make up.
     #[cfg(test)]
     Test(u32),

@@ -11,7 +11,7 @@ use super::backing::Alignment;
 use super::bounce::{BOUNCE_BYTES, Bounce};
 use super::engine::Operation;
 use super::request::{Range, Status};
-use super::segments::Segments;
+use crate::virtio::segments::Segments;
 
 /// A request between its chain's arrival and its status.
 pub(super) struct Flight {

@@ -1,19 +1,17 @@
 //! virtio-blk (virtio 1.3 §5.2): a raw file or a block device as the guest's disk.
 //!
 //! Each queue has a worker thread ([`queue`]) that owns the queue and an [`engine`] for the file. A request goes
-//! chain → [`chain::Buffers`] → [`request::Request`] → [`flight::Flight`] → operations of the engine → status and used ring.
-//! Its data is read and written by the kernel straight in guest RAM.
+//! chain → [`Buffers`](super::chain::Buffers) → [`request::Request`] → [`flight::Flight`] → operations of the engine →
+//! status and used ring. Its data is read and written by the kernel straight in guest RAM.
 
 mod backing;
 mod bounce;
-mod chain;
 mod config_space;
 mod counters;
 mod engine;
 mod flight;
 mod queue;
 mod request;
-mod segments;
 
 use std::fs::File;
 use std::io;
@@ -393,4 +391,4 @@ impl Drop for Block {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::virtio) mod tests;

@@ -17,13 +17,13 @@ use vmm_sys_util::epoll::EventSet;
 use super::QUEUE_SIZE;
 use super::backing::Alignment;
 use super::bounce::BouncePool;
-use super::chain::Buffers;
 use super::counters::{Counters, worth_a_line};
 use super::engine::Engine;
 use super::flight::{Flight, Next, Transfer, Work};
 use super::request::{ID_BYTES, Limits, Refused, Request, Status};
-use super::segments::Segments;
 use crate::GuestRam;
+use crate::virtio::chain::Buffers;
+use crate::virtio::segments::Segments;
 use crate::virtio::{ActiveQueue, VirtioInterrupt};
 use crate::worker::{Handler, Interest};
 

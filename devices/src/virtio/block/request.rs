@@ -1,8 +1,8 @@
 //! Requests as the driver writes them, and their checks (virtio 1.3 §5.2.6).
 
 use super::backing::SECTOR;
-use super::chain::{Buffers, OutsideRam};
 use crate::GuestRam;
+use crate::virtio::chain::{Buffers, OutsideRam};
 
 /// `VIRTIO_BLK_S_*`: how a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub(super) enum ChainError {
     TooLong { limit: usize },
 }
 
-/// Data that is not in guest RAM.
+/// Data that is not in guest RAM, or too scattered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OutsideRam;
 
