@@ -295,7 +295,7 @@ impl Block {
             durable_writes,
             counters: Arc::clone(&lane.counters),
         });
-        let name = format!("blk{index}-{}", self.config.id);
+        let name = format!("blk{index}-{}", self.config.id.replace('\0', "?"));
         lane.worker = Some(Worker::spawn(ThreadKind::Block, &name, worker)?);
         Ok(())
     }
