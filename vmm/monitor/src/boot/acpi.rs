@@ -20,7 +20,9 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use fief_devices::legacy::{POWER_GSI, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_COUNT, power};
+use fief_devices::legacy::{
+    POWER_GSI, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_COUNT, power,
+};
 
 use super::layout::{self, PciWindow64};
 

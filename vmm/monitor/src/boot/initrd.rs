@@ -1,12 +1,12 @@
 //! Loads the initrd: as high as it can be below 4 GiB, so that the kernel can grow upwards.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 
 use fief_devices::GuestRam;
 
-use super::kernel::{LoadedKernel, read_into};
-use super::layout;
+use super::kernel::LoadedKernel;
+use super::{copy, layout};
 
 const PAGE: u64 = 4096;
 
@@ -56,10 +56,7 @@ pub fn load(
         .map(|start| start & !(PAGE - 1))
         .filter(|start| *start >= kernel.end)
         .ok_or(InitrdError::TooLarge { size, room })?;
-    let count = usize::try_from(size).map_err(|_| InitrdError::TooLarge { size, room })?;
-    let mut reader = file;
-    reader.rewind()?;
-    read_into(ram, start, &mut reader, count)?;
+    copy::into_ram(file, 0, size, ram, start)?;
     Ok(LoadedInitrd { start, size })
 }
 

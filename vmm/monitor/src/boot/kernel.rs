@@ -8,9 +8,9 @@ use fief_devices::GuestRam;
 use linux_loader::bootparam::setup_header;
 use linux_loader::elf::{ELFMAG0, Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use linux_loader::loader::{BzImage, KernelLoader};
-use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
+use vm_memory::{ByteValued, GuestAddress, ReadVolatile};
 
-use super::layout;
+use super::{copy, layout};
 
 /// Most program headers that are looked at; Linux has 5.
 const MAX_PROGRAM_HEADERS: u16 = 64;
@@ -181,32 +181,20 @@ fn load_elf(
         return Err(KernelError::NothingToLoad);
     }
     let entry = notes.entry_point(&header, &segments)?;
-    let mut reader = file;
     for segment in &segments {
-        let count = usize::try_from(segment.p_filesz)
-            .map_err(|_| KernelError::Damaged("a huge segment"))?;
-        reader.seek(SeekFrom::Start(segment.p_offset))?;
-        read_into(ram, segment.p_paddr, &mut reader, count)?;
+        copy::into_ram(
+            file,
+            segment.p_offset,
+            segment.p_filesz,
+            ram,
+            segment.p_paddr,
+        )?;
     }
     Ok(LoadedKernel {
         entry,
         end,
         setup_header: None,
     })
-}
-
-/// Reads from `reader` straight into guest RAM.
-pub(super) fn read_into(
-    ram: &GuestRam,
-    at: u64,
-    reader: &mut impl ReadVolatile,
-    count: usize,
-) -> io::Result<()> {
-    ram.read_exact_volatile_from(GuestAddress(at), reader, count)
-        .map_err(|error| match error {
-            vm_memory::GuestMemoryError::IOError(error) => error,
-            other => io::Error::other(other),
-        })
 }
 
 /// What the ELF notes say.

@@ -37,7 +37,9 @@ pub const CMDLINE_MAX: usize = 2048;
 /// ACPI tables, in a range that the memory map calls reserved.
 pub const ACPI_START: u64 = 0x8_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_END: u64 = LOW_RAM_END;
+pub const ACPI_END: u64 = MP_TABLE_START;
+/// MultiProcessor table, in the same reserved range.
+pub const MP_TABLE_START: u64 = 0x9_F000;
 
 /// End of the RAM below 4 GiB; the device hole follows.
 pub const RAM_HOLE_START: u64 = 3 * GIB;

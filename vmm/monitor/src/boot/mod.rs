@@ -2,9 +2,11 @@
 
 pub mod acpi;
 pub mod cmdline;
+mod copy;
 pub mod initrd;
 pub mod kernel;
 pub mod layout;
+pub mod mptable;
 pub mod params;
 
 use std::fs::File;
@@ -54,6 +56,7 @@ pub struct BootFiles {
     pub cmdline: cmdline::Cmdline,
     /// ACPI tables, to be placed at [`layout::ACPI_START`].
     pub acpi: Vec<u8>,
+    pub vcpus: u8,
 }
 
 /// Puts everything into guest RAM, which must be all zero, and says where the boot CPU starts.
@@ -86,6 +89,13 @@ pub fn load(files: &BootFiles, ram: &GuestRam, size: u64) -> Result<Entry, BootE
     }
     ram.write_slice(&files.acpi, GuestAddress(layout::ACPI_START))
         .map_err(no_room)?;
+    ram.write_slice(&mptable::pointer(), GuestAddress(mptable::POINTER_START))
+        .map_err(no_room)?;
+    ram.write_slice(
+        &mptable::table(files.vcpus),
+        GuestAddress(layout::MP_TABLE_START),
+    )
+    .map_err(no_room)?;
     // The extended BIOS data area's segment (IBM PC): kernels that are not told where the RSDP is look for it there.
     let segment = u16::try_from(layout::ACPI_START >> 4).unwrap_or(0);
     ram.write_obj(segment, GuestAddress(0x40E))

@@ -33,7 +33,7 @@ pub fn memory_map(size: u64) -> Vec<MapEntry> {
         (0, layout::ACPI_START, E820_RAM),
         (
             layout::ACPI_START,
-            layout::ACPI_END - layout::ACPI_START,
+            layout::LOW_RAM_END - layout::ACPI_START,
             E820_RESERVED,
         ),
     ];

@@ -64,6 +64,7 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
     }
     let window = layout::pci_window_64(memory.size(), cpuid::physical_bits(host.supported_cpuid()));
     let (devices, buses) = Devices::new(config, files, &memory, &vm, window, &control)?;
+    boot_files.vcpus = vcpu_count;
     boot_files.acpi = acpi::tables(Platform {
         vcpus: vcpu_count,
         pci_window_64: window,
@@ -129,5 +130,6 @@ fn open_boot_files(
         initrd,
         cmdline,
         acpi: Vec::new(),
+        vcpus: 0,
     })
 }

@@ -5,8 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fief_devices::bus::{Bus, BusDevice, BusError};
-use fief_devices::legacy::{self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart, power};
-use fief_devices::pci::{CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciRootState, PciWindows, Window};
+use fief_devices::legacy::{
+    self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart, power,
+};
+use fief_devices::pci::{
+    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciRootState, PciWindows, Window,
+};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
@@ -97,8 +101,16 @@ impl Devices {
 
         let sink = event_sink(control);
         let power = Arc::new(Power::new(Arc::clone(&sink), gsis.line(legacy::POWER_GSI)));
-        ports.insert(legacy::POWER_PORT, legacy::POWER_PORT_COUNT, Arc::clone(&power) as _)?;
-        ports.insert(legacy::I8042_PORT, 1, Arc::new(I8042::new(Arc::clone(&sink))))?;
+        ports.insert(
+            legacy::POWER_PORT,
+            legacy::POWER_PORT_COUNT,
+            Arc::clone(&power) as _,
+        )?;
+        ports.insert(
+            legacy::I8042_PORT,
+            1,
+            Arc::new(I8042::new(Arc::clone(&sink))),
+        )?;
         ports.insert(legacy::PVPANIC_PORT, 1, Arc::new(Pvpanic::new(sink)))?;
 
         let failed = |source| DeviceError::Serial {
@@ -106,7 +118,11 @@ impl Devices {
             source,
         };
         let uart = Arc::new(Uart::new(gsis.line(legacy::SERIAL_GSI)).map_err(failed)?);
-        ports.insert(legacy::SERIAL_PORT, legacy::SERIAL_PORT_COUNT, Arc::clone(&uart) as _)?;
+        ports.insert(
+            legacy::SERIAL_PORT,
+            legacy::SERIAL_PORT_COUNT,
+            Arc::clone(&uart) as _,
+        )?;
         let serial = SerialHandler::new(Arc::clone(&uart), serial_ends(&config.serial, files)?);
 
         let pci = pci_bus(window, &mut ports, &mut memory)?;
@@ -132,7 +148,8 @@ impl Devices {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *serial, Serial::Lost) {
             Serial::Idle(handler) => {
-                let worker = SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
+                let worker =
+                    SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
                 *serial = Serial::Running(worker.add(handler).map_err(DeviceError::Worker)?);
             }
             other => *serial = other,
@@ -158,7 +175,8 @@ impl Devices {
     pub fn reset(&self) -> Result<(), DeviceError> {
         self.pci.restore(&self.pci_at_start)?;
         // Reading it forgets the events.
-        self.power.read(power::EVENT.saturating_sub(legacy::POWER_PORT), &mut [0]);
+        self.power
+            .read(power::EVENT.saturating_sub(legacy::POWER_PORT), &mut [0]);
         // Line control first, or the next would go to the divisor latch; then interrupts, FIFO and modem control
         // (16550D §8).
         for (offset, value) in [(3, 0), (1, 0), (2, 0b110), (4, 0)] {
@@ -175,14 +193,18 @@ fn event_sink(control: &Arc<Control>) -> legacy::EventSink {
         GuestEvent::PowerOff => control.end(ExitReason::PowerOff),
         GuestEvent::Reset => control.reset(),
         GuestEvent::Panicked => control.end(ExitReason::Panic),
-        GuestEvent::CrashLoaded => tracing::warn!("the guest's kernel panicked; its crash kernel takes over"),
+        GuestEvent::CrashLoaded => {
+            tracing::warn!("the guest's kernel panicked; its crash kernel takes over")
+        }
     })
 }
 
 fn serial_ends(config: &SerialConfig, files: &Files) -> Result<SerialEnds, DeviceError> {
     let failed = |at: String| move |source| DeviceError::Serial { at, source };
     match config {
-        SerialConfig::Stdio => SerialEnds::stdio().map_err(failed(" on standard input and output".into())),
+        SerialConfig::Stdio => {
+            SerialEnds::stdio().map_err(failed(" on standard input and output".into()))
+        }
         SerialConfig::File(path) => files
             .open_output(path)
             .and_then(SerialEnds::file)
@@ -196,7 +218,11 @@ fn serial_ends(config: &SerialConfig, files: &Files) -> Result<SerialEnds, Devic
 }
 
 /// The PCI bus with its host bridge, and everything on the buses that leads to it.
-fn pci_bus(window: Option<PciWindow64>, ports: &mut Bus, memory: &mut Bus) -> Result<PciRoot, DeviceError> {
+fn pci_bus(
+    window: Option<PciWindow64>,
+    ports: &mut Bus,
+    memory: &mut Bus,
+) -> Result<PciRoot, DeviceError> {
     let windows = PciWindows {
         io: u64::from(layout::PCI_IO_WINDOW.start)..u64::from(layout::PCI_IO_WINDOW.end),
         mmio32: layout::PCI_WINDOW_32,
@@ -206,7 +232,10 @@ fn pci_bus(window: Option<PciWindow64>, ports: &mut Bus, memory: &mut Bus) -> Re
     pci.add(Arc::new(HostBridge))?;
     ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, pci.config_ports())?;
     memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
-    let connect = |bus: &mut Bus, range: std::ops::Range<u64>, window| match range.end.checked_sub(range.start) {
+    let connect = |bus: &mut Bus, range: std::ops::Range<u64>, window| match range
+        .end
+        .checked_sub(range.start)
+    {
         Some(length) if length > 0 => bus.insert(range.start, length, pci.window(window)),
         _ => Ok(()),
     };
