@@ -1,0 +1,44 @@
+//! The way to a tenant's agent.
+
+use std::time::{Duration, Instant};
+
+use fief_agent_proto::{AGENT_PORT, Connection, Error, Result, connect_vsock_unix};
+
+use crate::backend::vm::{VSOCK_SOCKET, socket};
+use crate::store::Tenant;
+
+/// How long a tenant may take to boot until its agent answers. A second or less on real KVM; on a busy emulated host
+/// with a full Debian kernel, a minute.
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(240);
+/// One attempt: short, so that the end of a tenant is noticed, growing, so that a slow one is not asked in vain.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(250);
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(4);
+
+/// Connects to the agent of a running tenant, waiting while it boots, as long as `lives` says that there is a point.
+///
+/// # Errors
+/// The tenant ended, or did not answer in time, or could not set up its root.
+pub fn connect(tenant: &Tenant, lives: &dyn Fn() -> bool) -> Result<Connection> {
+    let deadline = Instant::now() + BOOT_PATIENCE;
+    let mut attempt = FIRST_ATTEMPT;
+    loop {
+        let error = match try_connect(tenant, deadline.min(Instant::now() + attempt)) {
+            Err(error @ (Error::Deadline(_) | Error::Lost(_) | Error::Io { .. })) => error,
+            other => return other,
+        };
+        if !lives() || tenant.state().is_ok_and(|state| state.is_none()) {
+            return Err(Error::Lost("the tenant ended".to_owned()));
+        }
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        attempt = (attempt * 2).min(LONGEST_ATTEMPT);
+    }
+}
+
+fn try_connect(tenant: &Tenant, deadline: Instant) -> Result<Connection> {
+    let (_directory, path) =
+        socket(tenant, VSOCK_SOCKET).map_err(|error| Error::Lost(error.to_string()))?;
+    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline)?;
+    Connection::open(stream, deadline)
+}

@@ -1,0 +1,313 @@
+//! The backend `vm`: one monitor process, configured through its API socket like by any other client.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fief_api::{
+    BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
+    MachineConfiguration, OnReboot, Vsock,
+};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+
+use super::{Backend, BackendError, BootFiles, Event, Spawned, failed, parse_event};
+use crate::spec::{Init, Spec};
+use crate::store::{Held, Tenant};
+
+/// Names in the run directory. The monitor starts there and uses them as they are: a unix socket's name is limited to
+/// 107 bytes (unix(7)), a state directory's is not.
+const API_SOCKET: &str = "api.sock";
+/// See [`API_SOCKET`].
+pub const VSOCK_SOCKET: &str = "vsock.sock";
+const EVENTS: &str = "events";
+
+/// The guest's own context id. Every tenant has the same: each has a vsock of its own, nothing routes between them.
+const GUEST_CID: u64 = 3;
+/// Drive ids, which the agent finds as serial numbers.
+const IMAGE_DRIVE: &str = "image";
+const DISK_DRIVE: &str = "disk";
+const MODULES_DRIVE: &str = "modules";
+
+/// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// One look at the API socket while the monitor starts.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A tenant in a virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    spec: Spec,
+    files: BootFiles,
+    tenant: Tenant,
+    /// The run directory, open: sockets in it are reached through it.
+    run: File,
+}
+
+impl Vm {
+    /// A machine for `tenant`, whose run directory is there.
+    ///
+    /// # Errors
+    /// The run directory cannot be opened.
+    pub fn new(tenant: Tenant, spec: Spec, files: BootFiles) -> Result<Self, BackendError> {
+        let run = File::open(tenant.run_directory())
+            .map_err(failed("cannot open the tenant's run directory"))?;
+        Ok(Self {
+            spec,
+            files,
+            tenant,
+            run,
+        })
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.within(API_SOCKET))
+    }
+
+    /// A path of a fixed length to a file of the run directory.
+    fn within(&self, name: &str) -> PathBuf {
+        through(&self.run, name)
+    }
+
+    fn configure(&self, client: &Client) -> Result<(), BackendError> {
+        client.put_machine_config(&MachineConfiguration {
+            vcpu_count: u64::from(self.spec.cpus),
+            mem_size_mib: self.spec.memory.mib(),
+            ..MachineConfiguration::default()
+        })?;
+        client.put_boot_source(&BootSource {
+            kernel_image_path: text(&self.files.kernel),
+            initrd_path: Some(text(&self.files.initramfs)),
+            boot_args: Some(self.command_line()),
+        })?;
+        client.put_drive(&Drive {
+            is_read_only: true,
+            io_engine: IoEngine::Async,
+            ..Drive::new(IMAGE_DRIVE, text(&self.files.image))
+        })?;
+        client.put_drive(&Drive {
+            io_engine: IoEngine::Async,
+            // What a tenant synced is on the host's disk.
+            cache_type: CacheType::Writeback,
+            ..Drive::new(DISK_DRIVE, text(&self.tenant.disk()))
+        })?;
+        if let Some(modules) = &self.files.modules {
+            client.put_drive(&Drive {
+                is_read_only: true,
+                io_engine: IoEngine::Async,
+                ..Drive::new(MODULES_DRIVE, text(modules))
+            })?;
+        }
+        client.put_vsock(&Vsock {
+            guest_cid: GUEST_CID,
+            uds_path: VSOCK_SOCKET.to_owned(),
+            vsock_id: None,
+        })?;
+        client.put_entropy(&Entropy::default())?;
+        client.put_lifecycle(&Lifecycle {
+            on_reboot: OnReboot::Restart,
+        })?;
+        Ok(client.start()?)
+    }
+
+    /// The kernel command line. Every value in it was checked to be one word.
+    fn command_line(&self) -> String {
+        let init = match self.spec.init {
+            Init::Agent => "agent",
+            Init::Image => "image",
+        };
+        // panic=-1: a kernel that panics has told the monitor so before (pvpanic); one that panics before it can, such
+        // as one without its root, restarts rather than hangs for ever.
+        let mut line = format!(
+            "console=ttyS0 quiet panic=-1 fief.root={IMAGE_DRIVE} fief.rootfstype={} fief.disk={DISK_DRIVE} \
+             fief.init={init} fief.hostname={} fief.agent=vsock",
+            self.files.image_format, self.spec.hostname
+        );
+        if let Some(user) = &self.spec.user {
+            line.push_str(&format!(" fief.user={user}"));
+        }
+        line
+    }
+}
+
+impl Backend for Vm {
+    fn spawn(&mut self) -> Result<Spawned, BackendError> {
+        let events = self.within(EVENTS);
+        nix::unistd::mkfifo(&events, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|errno| failed("cannot make the event pipe")(errno.into()))?;
+        // Opened for both directions, so that neither opening nor reading waits for the monitor.
+        let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+        let events = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(&events);
+        let events = events.map_err(failed("cannot open the event pipe"))?;
+        let lock = Held::try_take(&self.tenant.monitor_lock())
+            .and_then(|held| held.ok_or(io::ErrorKind::WouldBlock.into()))
+            .and_then(Held::hand_on)
+            .map_err(failed("another monitor has this tenant's disk"))?;
+        let mut command = Command::new(&self.files.monitor);
+        command
+            .args([
+                "--api-sock",
+                API_SOCKET,
+                "--event-path",
+                EVENTS,
+                "--id",
+                self.tenant.name.as_str(),
+            ])
+            .current_dir(self.tenant.run_directory())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        die_with_parent(&mut command, lock.as_raw_fd());
+        let mut child = command.spawn().map_err(|source| BackendError::Spawn {
+            path: self.files.monitor.clone(),
+            source,
+        })?;
+        let missing = || failed("the monitor has no output")(io::ErrorKind::BrokenPipe.into());
+        let console: OwnedFd = child.stdout.take().ok_or_else(missing)?.into();
+        let messages: OwnedFd = child.stderr.take().ok_or_else(missing)?.into();
+        Ok(Spawned {
+            child,
+            console,
+            messages,
+            events,
+        })
+    }
+
+    fn boot(&mut self, process: &mut Child) -> Result<(), BackendError> {
+        let client = self.client();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match client.wait_until_ready(GLANCE) {
+                Ok(_) => break,
+                Err(error) => {
+                    let ended = process
+                        .try_wait()
+                        .map_err(failed("cannot wait for the monitor"))?;
+                    if let Some(status) = ended {
+                        return Err(BackendError::Ended(format!(
+                            "the monitor ended at once ({status})"
+                        )));
+                    }
+                    if !matches!(error, ClientError::Connect { .. }) || Instant::now() >= deadline {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        self.configure(&client)
+    }
+
+    fn press_power_button(&self) -> Result<(), BackendError> {
+        Ok(self
+            .client()
+            .with_timeout(Duration::from_secs(2))
+            .press_power_button()?)
+    }
+
+    fn interpret(&self, line: &str) -> Option<Event> {
+        parse_event(line)
+    }
+}
+
+/// A path to `name` in an open directory that is short however long the directory's own path is.
+pub fn through(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// A socket in a tenant's run directory, and the open directory that its path goes through.
+///
+/// # Errors
+/// The tenant does not run.
+pub fn socket(tenant: &Tenant, name: &str) -> io::Result<(File, PathBuf)> {
+    let directory = File::open(tenant.run_directory())?;
+    let path = through(&directory, name);
+    Ok((directory, path))
+}
+
+/// A client for the API of a running tenant's monitor; it works as long as the directory with it is kept.
+///
+/// # Errors
+/// The tenant does not run.
+pub fn api(tenant: &Tenant) -> io::Result<(File, Client)> {
+    let (directory, path) = socket(tenant, API_SOCKET)?;
+    Ok((directory, Client::new(path)))
+}
+
+fn text(path: &Path) -> String {
+    // The store refuses state directories that are no text; other paths come from the command line, which is text.
+    path.to_string_lossy().into_owned()
+}
+
+/// Makes the kernel end the process when this thread ends, and lets it keep `lock`.
+fn die_with_parent(command: &mut Command, lock: RawFd) {
+    let parent = std::process::id();
+    // SAFETY: fcntl, prctl and getppid are async-signal-safe and touch no memory of this process; `lock` stays open
+    // until the child was started, as its owner outlives the call of `spawn`.
+    unsafe {
+        command.pre_exec(move || {
+            let lock = BorrowedFd::borrow_raw(lock);
+            fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The shim may have died between fork and prctl.
+            if nix::unistd::getppid().as_raw().cast_unsigned() == parent {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::spec;
+
+    #[test]
+    fn the_kernel_command_line_says_what_the_spec_says() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let files = BootFiles {
+            monitor: "m".into(),
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            image: "r".into(),
+            image_format: "erofs".to_owned(),
+            modules: None,
+        };
+        let tenant = Tenant::open(directory.path(), "alice".parse().unwrap());
+        let spec = Spec {
+            user: Some("user".to_owned()),
+            init: Init::Image,
+            hostname: "alice".to_owned(),
+            ..spec()
+        };
+        let vm = Vm::new(tenant, spec, files).unwrap();
+        let line = vm.command_line();
+        for word in [
+            "console=ttyS0",
+            "fief.root=image",
+            "fief.disk=disk",
+            "fief.init=image",
+            "fief.hostname=alice",
+            "fief.agent=vsock",
+            "fief.user=user",
+            "fief.rootfstype=erofs",
+        ] {
+            assert!(
+                line.split(' ').any(|found| found == word),
+                "{word} in {line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Carrying a command line over into the emulated host: what is on this side (images, kernels given by path, variables)
+//! is taken along, then the same `fief` runs there with this side's standard streams, terminal and signals.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use fief_agent_proto::{Connection, WriteFile};
+use fief_host::EmulatedHost;
+use fief_host::qemu::Hardware;
+use fief_images::{Images, Kind, Progress, Unit};
+
+use crate::cli::{Context, Error, OWN_FAILURE, Result, prepare, remote};
+use crate::progress::Shown;
+use crate::spec::KernelChoice;
+use crate::terminal::{self, Signals, Streams, attend};
+
+/// Where files of this side are put inside.
+const INBOX: &str = "/var/lib/fief/inbox";
+
+/// What a command line needs of this side.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// `--image` as given: a name or a path.
+    pub image: Option<String>,
+    /// `--kernel` as given.
+    pub kernel: Option<String>,
+    pub streams: Streams,
+    /// Variables that the command line passes on by name.
+    pub env: Vec<(String, String)>,
+}
+
+/// Runs this process's command line in the emulated host.
+pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
+    if needs.streams.tty {
+        terminal::size()?;
+    }
+    let progress = Shown::default();
+    let images = context.images()?;
+    start(context, &images, None, &progress)?;
+    let connection = EmulatedHost::open(context.state()).connect()?;
+    let mut replaced = Vec::new();
+    let names = take_along(
+        context,
+        &images,
+        needs,
+        &connection,
+        &mut replaced,
+        &progress,
+    )?;
+    let names: Vec<_> = names
+        .iter()
+        .map(|(kind, name)| (*kind, name.as_str()))
+        .collect();
+    copy_in(context, &images, &names, &progress)?;
+    drop(progress);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &replaced));
+    request.env.extend(needs.env.iter().cloned());
+    let signals = Signals::take_over()?;
+    // The fief inside counts the same signals, and does what is to be done.
+    let code = attend(&connection, request, needs.streams, &signals, &|| ()).map_err(remote)?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
+}
+
+/// Starts the emulated host, or finds that it runs.
+pub fn start(
+    context: &Context,
+    images: &Images,
+    hardware: Option<&Hardware>,
+    progress: &Shown,
+) -> Result<()> {
+    let mut keeper = Command::new(std::env::current_exe()?);
+    keeper.args(["host", "keep"]);
+    let host = EmulatedHost::open(context.state());
+    Ok(host.start(hardware, images, context.agent(), keeper, progress)?)
+}
+
+/// Starts the emulated host and copies images into it.
+pub fn ready(
+    context: &Context,
+    images: &Images,
+    names: &[(Kind, &str)],
+    progress: &Shown,
+) -> Result<()> {
+    start(context, images, None, progress)?;
+    copy_in(context, images, names, progress)
+}
+
+/// Copies fief's binaries and the named images into the running emulated host, where they differ.
+pub fn copy_in(
+    context: &Context,
+    images: &Images,
+    names: &[(Kind, &str)],
+    progress: &Shown,
+) -> Result<()> {
+    let host = EmulatedHost::open(context.state());
+    let binaries: Vec<PathBuf> = vec![
+        std::env::current_exe()?,
+        context.monitor().to_owned(),
+        context.agent().to_owned(),
+    ];
+    let connection = host.connect()?;
+    Ok(host.synchronise(&connection, &binaries, images, names, progress)?)
+}
+
+/// Finds or makes what the command line names; `replaced` gets the words that must be others inside.
+fn take_along(
+    context: &Context,
+    images: &Images,
+    needs: &Needs,
+    connection: &Connection,
+    replaced: &mut Vec<(String, String)>,
+    progress: &Shown,
+) -> Result<Vec<(Kind, String)>> {
+    let mut names = Vec::new();
+    if let Some(given) = &needs.image {
+        let image = prepare::image(images, given, progress)?;
+        if *given != image.name {
+            replaced.push((given.clone(), image.name.clone()));
+        }
+        names.push((Kind::Rootfs, image.name));
+    }
+    if let Some(given) = &needs.kernel {
+        let choice = prepare::kernel_choice(given)?;
+        let (kernel, initramfs) = prepare::initramfs(images, context, &choice, progress)?;
+        names.push((Kind::Kernel, kernel.kind.name().to_owned()));
+        names.push((Kind::Initramfs, initramfs.name));
+        if let KernelChoice::Path(path) = choice {
+            replaced.push((given.clone(), send(connection, &path, progress)?));
+        }
+    }
+    Ok(names)
+}
+
+/// Copies a file inside; its path there, which is that of its content.
+fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String> {
+    let unreadable =
+        |error: std::io::Error| Error::new(format!("cannot read {}: {error}", path.display()));
+    let content = std::fs::read(path).map_err(unreadable)?;
+    let target = format!("{INBOX}/{}", fief_images::store::hash_bytes(&content));
+    progress.begin(
+        "copying the kernel into the emulated host",
+        Unit::Bytes,
+        Some(content.len() as u64),
+    );
+    let request = WriteFile {
+        path: target.clone(),
+        mode: 0o644,
+        owner: None,
+        parents: true,
+    };
+    connection
+        .write_file(&request, content.as_slice())
+        .map_err(remote)?;
+    progress.end();
+    Ok(target)
+}
+
+/// The command line for the `fief` inside: without the flags that say which host and where, and with other words for
+/// what was taken along. What follows `--` is the command's own.
+fn inner_arguments(arguments: &[String], replaced: &[(String, String)]) -> Vec<String> {
+    const OURS: [&str; 2] = ["--host", "--state-dir"];
+    const REPLACED: [&str; 2] = ["--image", "--kernel"];
+    let replace = |word: &str| {
+        let found = replaced.iter().find(|(from, _)| from == word);
+        found.map_or_else(|| word.to_owned(), |(_, to)| to.clone())
+    };
+    let mut inner = Vec::new();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let (flag, value) = match word.split_once('=') {
+            Some((flag, value)) => (flag, Some(value)),
+            None => (word.as_str(), None),
+        };
+        if word == "--" {
+            inner.push(word.clone());
+            inner.extend(words.by_ref().cloned());
+        } else if OURS.contains(&flag) {
+            if value.is_none() {
+                words.next();
+            }
+        } else if REPLACED.contains(&flag) {
+            let value =
+                value.map_or_else(|| words.next().cloned().unwrap_or_default(), str::to_owned);
+            inner.extend([flag.to_owned(), replace(&value)]);
+        } else {
+            inner.push(word.clone());
+        }
+    }
+    inner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inner(line: &str, replaced: &[(&str, &str)]) -> String {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let replaced: Vec<_> = replaced
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect();
+        inner_arguments(&words, &replaced).join(" ")
+    }
+
+    #[test]
+    fn flags_about_this_side_stay_here() {
+        assert_eq!(
+            inner(
+                "--host emulated --state-dir /s run --host=auto --rm -- a",
+                &[]
+            ),
+            "run --rm -- a"
+        );
+    }
+
+    #[test]
+    fn the_command_is_carried_over_as_it_is() {
+        let line = "run -- prog --host x --image ./i -- --state-dir=y";
+        assert_eq!(inner(line, &[("./i", "j")]), line);
+    }
+
+    #[test]
+    fn what_was_taken_along_has_its_name_inside() {
+        let replaced = [("./root.tar", "path-root-1"), ("/k", "/in/k")];
+        assert_eq!(
+            inner(
+                "run --image ./root.tar --kernel=/k --name ./root.tar",
+                &replaced
+            ),
+            "run --image path-root-1 --kernel /in/k --name ./root.tar"
+        );
+        assert_eq!(inner("create a --image", &[]), "create a --image ");
+    }
+}

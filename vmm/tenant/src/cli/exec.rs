@@ -1,0 +1,120 @@
+//! `fief exec` and `fief shell`: commands in a tenant that runs.
+
+use std::cell::Cell;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use fief_agent_proto::ExecRequest;
+
+use super::error::remote;
+use super::run::{PlaceArgs, StreamArgs};
+use super::{Context, Error, OWN_FAILURE, Result};
+use crate::carry::Needs;
+use crate::spec::TenantName;
+use crate::terminal::{Signals, Streams, attend};
+
+/// Flags of `fief exec`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: the command's own; 128+N if signal N ended it; 126 or 127 if it cannot be run or \
+    found; 125 if fief failed."
+)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    streams: StreamArgs,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Who runs it: name, name:group, uid or uid:gid [the tenant's default user]
+    #[arg(long, short = 'u', value_name = "USER")]
+    user: Option<String>,
+    /// The tenant
+    name: TenantName,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Flags of `fief shell`.
+#[derive(Debug, clap::Args)]
+pub struct ShellArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Whose shell: name, name:group, uid or uid:gid [the tenant's default user]
+    #[arg(long, short = 'u', value_name = "USER")]
+    user: Option<String>,
+    /// The tenant
+    name: TenantName,
+}
+
+impl ExecArgs {
+    pub fn needs(&self) -> Needs {
+        Needs {
+            streams: self.streams.unchecked(),
+            env: self.place.inherited(),
+            ..Needs::default()
+        }
+    }
+}
+
+impl ShellArgs {
+    pub fn needs(&self) -> Needs {
+        Needs {
+            streams: shell_streams(),
+            env: self.place.inherited(),
+            ..Needs::default()
+        }
+    }
+}
+
+pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode> {
+    let streams = args.streams.streams()?;
+    let request = args.place.request(args.command.clone(), args.user.clone());
+    run(context, &args.name, request, streams)
+}
+
+pub fn shell(context: &Context, args: &ShellArgs) -> Result<ExitCode> {
+    run(
+        context,
+        &args.name,
+        login_shell(&args.place, args.user.clone()),
+        shell_streams(),
+    )
+}
+
+/// A shell that is fed by a pipe reads its commands from there.
+fn shell_streams() -> Streams {
+    Streams {
+        stdin: true,
+        tty: std::io::stdin().is_terminal(),
+    }
+}
+
+/// The user's own shell, as a login shell; `sh` where there is none. The agent sets SHELL from the user's account.
+pub fn login_shell(place: &PlaceArgs, user: Option<String>) -> ExecRequest {
+    let script = "test -x \"$SHELL\" || SHELL=/bin/sh; exec \"$SHELL\" -l";
+    place.request(["/bin/sh", "-c", script].map(str::to_owned).to_vec(), user)
+}
+
+fn run(
+    context: &Context,
+    name: &TenantName,
+    request: ExecRequest,
+    streams: Streams,
+) -> Result<ExitCode> {
+    let store = context.store()?;
+    let (tenant, _) = store.running(name)?;
+    let signals = Signals::take_over()?;
+    let asked = Cell::new(None);
+    let lives = || {
+        asked.set(asked.get().or(signals.asked_to_end()));
+        asked.get().is_none()
+    };
+    let connected = crate::agent::connect(&tenant, &lives);
+    if let Some(signal) = asked.get() {
+        return Err(Error::new("stopped before the command ran").with_code(128 + signal as i32));
+    }
+    let connection = connected.map_err(remote)?;
+    // There is nothing to end but the command, which was asked already.
+    let code = attend(&connection, request, streams, &signals, &|| ()).map_err(remote)?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
+}

@@ -1,0 +1,41 @@
+//! `fief inspect`.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{Context, Result, ps};
+use crate::spec::{Spec, TenantName};
+use crate::terminal::output;
+
+/// Flags of `fief inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tenant
+    name: TenantName,
+}
+
+#[derive(Debug, Serialize)]
+struct Everything {
+    #[serde(flatten)]
+    entry: ps::Entry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reboots: Option<u64>,
+    directory: String,
+    console_log: String,
+    spec: Spec,
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
+    let store = context.store()?;
+    let tenant = store.tenant(&args.name)?;
+    let everything = Everything {
+        spec: tenant.spec()?,
+        entry: ps::Entry::of(&tenant),
+        reboots: tenant.state()?.map(|state| state.reboots),
+        directory: tenant.directory().display().to_string(),
+        console_log: tenant.console().display().to_string(),
+    };
+    output(&(serde_json::to_string_pretty(&everything)? + "\n"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,207 @@
+//! The command line: one file a command.
+
+mod context;
+mod create;
+mod demo;
+mod doctor;
+mod environment;
+mod error;
+mod exec;
+mod host;
+mod images;
+mod inspect;
+
+mod logs;
+pub mod prepare;
+mod ps;
+mod rm;
+mod run;
+mod setup;
+mod start;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use fief_host::HostChoice;
+
+pub use context::Context;
+pub use error::{Error, OWN_FAILURE, Result, remote};
+
+use crate::carry;
+use crate::terminal::output;
+
+/// Give every user a Linux of their own: root, a package manager, their own kernel, and no way to touch the host or a
+/// neighbour.
+#[derive(Debug, Parser)]
+#[command(name = "fief", version, disable_help_subcommand = true, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Where tenants run: on this machine's KVM (native), in a machine that fief emulates, or what fits (auto)
+    #[arg(
+        long,
+        global = true,
+        env = "FIEF_HOST",
+        value_name = "auto|native|emulated",
+        default_value = "auto",
+        hide_env = true,
+        hide_default_value = true
+    )]
+    host: HostChoice,
+    /// Where tenants and images are kept [/var/lib/fief for root, else the user's data directory]
+    #[arg(
+        long,
+        global = true,
+        env = "FIEF_STATE_DIR",
+        value_name = "DIR",
+        hide_env = true
+    )]
+    state_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fief run --rm -- uname -r                  a command in a Debian of its own, gone afterwards
+  fief run --rm -it                          the same with a shell
+  fief run -d --name alice --cpus 2 --memory 1G
+  fief exec alice -- sudo apt-get update     in a tenant that runs
+  fief shell alice
+  fief demo                                  see it all at work
+
+`fief COMMAND --help` tells more about a command. `fief doctor` tells what this machine can do.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a tenant and run a command in it
+    Run(run::Args),
+    /// Run a command in a running tenant
+    Exec(exec::ExecArgs),
+    /// Open a shell in a running tenant
+    Shell(exec::ShellArgs),
+    /// List tenants
+    Ps(ps::Args),
+    /// Make a tenant without starting it
+    Create(create::Args),
+    /// Start a tenant that is stopped
+    Start(start::Args),
+    /// Shut tenants down
+    Stop(stop::StopArgs),
+    /// End tenants at once, without asking them
+    Kill(stop::KillArgs),
+    /// Remove tenants and all that is theirs
+    Rm(rm::Args),
+    /// Show what a tenant printed on its console
+    Logs(logs::Args),
+    /// Show all that is known about a tenant, as JSON
+    Inspect(inspect::Args),
+    /// List, import and remove images
+    Images(images::Args),
+    /// Make kernels and images ready, so that the first run need not
+    Setup(setup::Args),
+    /// Tell what this machine can do, and what is missing
+    Doctor(doctor::Args),
+    /// Show it all at work: two tenants, a kernel crash, and the other one lives
+    Demo(demo::Args),
+    /// Start, stop and look at the emulated host
+    Host(host::Args),
+    /// Show the version
+    Version,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            crate::terminal::restore();
+            eprintln!("{}", error.text());
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+/// What clap has to say: help and version as they are, errors in fief's own form.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = output(&error.render().to_string());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let what = said.join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    eprintln!(
+        "fief: {what}\n      `fief --help` shows the commands, `fief COMMAND --help` what they take"
+    );
+    ExitCode::from(OWN_FAILURE)
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let Some(command) = cli.command else {
+        output(&Cli::command().render_help().to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let context = Context::new(cli.host, cli.state_dir)?;
+    if let Some(carried) = carried(&command)
+        && context.is_emulated()
+    {
+        return carry::carry(&context, &carried);
+    }
+    match command {
+        Command::Run(args) => run::run(&context, &args),
+        Command::Exec(args) => exec::exec(&context, &args),
+        Command::Shell(args) => exec::shell(&context, &args),
+        Command::Ps(args) => ps::run(&context, &args),
+        Command::Create(args) => create::run(&context, &args),
+        Command::Start(args) => start::run(&context, &args),
+        Command::Stop(args) => stop::stop(&context, &args),
+        Command::Kill(args) => stop::kill(&context, &args),
+        Command::Rm(args) => rm::run(&context, &args),
+        Command::Logs(args) => logs::run(&context, &args),
+        Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Images(args) => images::run(&context, &args),
+        Command::Setup(args) => setup::run(&context, &args),
+        Command::Doctor(args) => doctor::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
+        Command::Host(args) => host::run(&context, &args),
+        Command::Version => {
+            output(&format!("fief {}\n", env!("CARGO_PKG_VERSION")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// What a command that runs where the tenants are needs there; none for a command of this side.
+fn carried(command: &Command) -> Option<carry::Needs> {
+    let nothing = carry::Needs::default();
+    match command {
+        Command::Run(args) => Some(args.needs()),
+        Command::Create(args) => Some(args.needs()),
+        Command::Exec(args) => Some(args.needs()),
+        Command::Shell(args) => Some(args.needs()),
+        Command::Ps(_)
+        | Command::Start(_)
+        | Command::Stop(_)
+        | Command::Kill(_)
+        | Command::Rm(_)
+        | Command::Logs(_)
+        | Command::Inspect(_) => Some(nothing),
+        Command::Images(_)
+        | Command::Setup(_)
+        | Command::Doctor(_)
+        | Command::Demo(_)
+        | Command::Host(_)
+        | Command::Version => None,
+    }
+}

@@ -1,0 +1,171 @@
+use super::*;
+
+pub(crate) fn spec() -> Spec {
+    Spec {
+        version: VERSION,
+        image: "debian".to_owned(),
+        artifact: None,
+        kernel: KernelChoice::Named("debian".to_owned()),
+        kernel_format: KernelFormat::Elf,
+        cpus: 1,
+        memory: DEFAULT_MEMORY,
+        disk: DEFAULT_DISK,
+        init: Init::Agent,
+        isolation: Isolation::Vm,
+        hostname: "a".to_owned(),
+        user: None,
+        remove: false,
+    }
+}
+
+const TOTAL: Bytes = Bytes::from_mib(4096);
+
+#[test]
+fn names_that_are_safe_as_directories_are_taken() {
+    for good in ["a", "0", "alice", "a.b-c_d", "x1", &"a".repeat(63)] {
+        assert_eq!(good.parse::<TenantName>().unwrap().as_str(), good);
+    }
+}
+
+#[test]
+fn names_that_could_leave_the_directory_or_confuse_are_refused() {
+    for bad in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../a",
+        "a..b",
+        "-a",
+        ".a",
+        "_a",
+        "A",
+        "a b",
+        "a\n",
+        "ä",
+        "a\0",
+        &"a".repeat(64),
+    ] {
+        let error = bad.parse::<TenantName>().unwrap_err();
+        assert!(error.to_string().contains("a-z"), "{bad}");
+    }
+    assert!(serde_json::from_str::<TenantName>("\"../x\"").is_err());
+}
+
+#[test]
+fn generated_names_are_names() {
+    for _ in 0..200 {
+        let name = TenantName::generate().unwrap();
+        assert_eq!(name.as_str().parse::<TenantName>().as_ref(), Ok(&name));
+        assert!(is_hostname(&name.hostname()));
+    }
+}
+
+#[test]
+fn a_name_with_dots_gives_a_host_name_without() {
+    let name: TenantName = "a.b_c-".parse().unwrap();
+    assert_eq!(name.hostname(), "a-b-c");
+}
+
+#[test]
+fn sizes_are_powers_of_1024_in_any_usual_spelling() {
+    let mib = Bytes::from_mib(512);
+    for text in [
+        "512M",
+        "512m",
+        "512MiB",
+        "512MB",
+        "512mb",
+        "524288K",
+        "536870912",
+        "536870912b",
+    ] {
+        assert_eq!(text.parse(), Ok(mib), "{text}");
+    }
+    assert_eq!("1G".parse(), Ok(Bytes(1 << 30)));
+    assert_eq!("2TiB".parse(), Ok(Bytes(2 << 40)));
+    assert_eq!("0".parse(), Ok(Bytes(0)));
+}
+
+#[test]
+fn words_that_are_no_sizes_are_refused() {
+    for bad in [
+        "",
+        "M",
+        "-1",
+        "1.5G",
+        "512 M",
+        "1X",
+        "1Gi",
+        "1Bib",
+        "1MM",
+        "99999999999999999999",
+        "18446744073709551615K",
+        "1é",
+    ] {
+        assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn sizes_are_shown_in_the_unit_that_fits() {
+    assert_eq!(Bytes(0).to_string(), "0 B");
+    assert_eq!(Bytes(1023).to_string(), "1023 B");
+    assert_eq!(Bytes::from_mib(512).to_string(), "512 MiB");
+    assert_eq!(Bytes(10 << 30).to_string(), "10 GiB");
+    assert_eq!(Bytes((1 << 30) + (1 << 29)).to_string(), "1.5 GiB");
+    assert_eq!(Bytes(u64::MAX).to_string(), "16777215.9 TiB");
+}
+
+#[test]
+fn a_spec_comes_back_from_its_json() {
+    let text = serde_json::to_string(&spec()).unwrap();
+    assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec());
+    assert!(serde_json::from_str::<Spec>(&text.replace("\"cpus\"", "\"cpuz\"")).is_err());
+}
+
+#[test]
+fn a_spec_of_defaults_is_right() {
+    assert_eq!(spec().check(TOTAL), Ok(()));
+}
+
+#[test]
+fn what_no_machine_can_give_is_refused() {
+    let zero = Spec { cpus: 0, ..spec() };
+    assert_eq!(zero.check(TOTAL), Err(SpecError::Cpus(0)));
+    let many = Spec { cpus: 33, ..spec() };
+    assert_eq!(many.check(TOTAL), Err(SpecError::Cpus(33)));
+    let little = Spec {
+        memory: Bytes(1),
+        ..spec()
+    };
+    assert_eq!(little.check(TOTAL), Err(SpecError::LittleMemory(Bytes(1))));
+    let much = Spec {
+        memory: Bytes::from_mib(4097),
+        ..spec()
+    };
+    assert!(
+        much.check(TOTAL)
+            .unwrap_err()
+            .to_string()
+            .contains("more than the 4 GiB")
+    );
+}
+
+#[test]
+fn what_goes_on_the_kernel_command_line_cannot_add_words_to_it() {
+    for bad in ["a b", "a\tinit=/bin/sh", "", "-a", "a-", "a.b"] {
+        let spec = Spec {
+            hostname: bad.to_owned(),
+            ..spec()
+        };
+        assert_eq!(spec.check(TOTAL), Err(SpecError::Hostname(bad.to_owned())));
+    }
+    for bad in ["a b", "", "a\nb", "\"a"] {
+        let spec = Spec {
+            user: Some(bad.to_owned()),
+            ..spec()
+        };
+        assert_eq!(spec.check(TOTAL), Err(SpecError::User(bad.to_owned())));
+    }
+}

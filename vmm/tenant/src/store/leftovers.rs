@@ -1,0 +1,142 @@
+//! Cleaning up after processes that were killed. Every command begins with this.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::file::{failed, remove};
+use super::{Exit, FileError, Held, Locked, Reason, Store, StoreError, Tenant};
+use crate::process::Process;
+
+/// Prefix of a tenant's directory while it is made. No name begins with a dot.
+pub(super) const NEW: &str = ".new-";
+/// Prefix of what is being removed.
+const GONE: &str = ".gone-";
+/// How long a killed monitor may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A directory whose content is to be removed, by whoever comes by.
+pub(super) fn trash(parent: &Path) -> io::Result<PathBuf> {
+    Ok(tempfile::Builder::new()
+        .prefix(GONE)
+        .tempdir_in(parent)?
+        .keep())
+}
+
+impl Store {
+    /// Looks at everything whose lock is free. What cannot be cleaned is left for the command that needs it, which says
+    /// why.
+    ///
+    /// # Errors
+    /// The directory cannot be read or locked.
+    pub(super) fn reconcile(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.tenants_directory())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with(GONE) {
+                let _ = remove(&entry.path());
+            } else if name.starts_with(NEW) {
+                let _ = self.remove_half_made(&entry.path());
+            } else if let Ok(name) = name.parse() {
+                let tenant = Tenant::new(name, entry.path());
+                if needs_look(&tenant)
+                    && let Ok(Some(locked)) = tenant.try_lock()
+                {
+                    let _ = self.clean_or_remove(locked);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_half_made(&self, path: &Path) -> Result<(), FileError> {
+        let _names = self.lock_names()?;
+        let lock = path.join("lock");
+        if path.is_dir()
+            && Held::try_take(&lock)
+                .map_err(failed("lock", &lock))?
+                .is_some()
+        {
+            remove(path)?;
+        }
+        Ok(())
+    }
+
+    /// Finishes what a killed shim left undone, and removes the tenant if that is what its spec says.
+    pub(super) fn clean_or_remove(&self, locked: Locked) -> Result<(), StoreError> {
+        self.clean(&locked)?;
+        // A spec that cannot be read is kept for a person to look at.
+        if locked.tenant.spec().is_ok_and(|spec| spec.remove) {
+            locked.remove()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Finishes what a killed shim left undone.
+    pub(super) fn clean(&self, locked: &Locked) -> Result<(), StoreError> {
+        let tenant = &locked.tenant;
+        end_orphan(tenant)?;
+        let left = tenant.state();
+        if matches!(left, Ok(None))
+            && !tenant.run_directory().exists()
+            && !tenant.monitor_lock().exists()
+        {
+            return Ok(());
+        }
+        // A shim that was killed while it cleaned up has written down the true end already.
+        if !matches!(left, Ok(None)) && !matches!(tenant.exit(), Ok(Some(_))) {
+            let what = "its shim was killed".to_owned();
+            return Ok(locked.end_run(&Exit::now(Reason::Killed, Some(what)))?);
+        }
+        Ok(locked.clear_run()?)
+    }
+}
+
+/// Whether something about the tenant could be left over: most tenants need no lock to be tried.
+fn needs_look(tenant: &Tenant) -> bool {
+    !matches!(tenant.state(), Ok(None))
+        || tenant.run_directory().exists()
+        || tenant.monitor_lock().exists()
+        || tenant.spec().is_ok_and(|spec| spec.remove)
+}
+
+/// Ends a monitor whose shim was killed. (The kernel was asked to do so too, but does it in its own time.)
+fn end_orphan(tenant: &Tenant) -> Result<(), StoreError> {
+    let lock = tenant.monitor_lock();
+    if !lock.exists() || is_free(&lock)? {
+        return Ok(());
+    }
+    let monitor = tenant
+        .state()
+        .ok()
+        .flatten()
+        .and_then(|state| state.monitor);
+    if let Some(process) = monitor.and_then(Process::open_exactly) {
+        process
+            .signal(Signal::KILL)
+            .map_err(failed("end the monitor that holds", &lock))?;
+        process.wait(PATIENCE);
+    }
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !is_free(&lock)? {
+        if std::time::Instant::now() >= deadline {
+            return Err(StoreError::Orphan(
+                tenant.name.to_string(),
+                lock.display().to_string(),
+            ));
+        }
+        std::thread::sleep(super::POLL);
+    }
+    Ok(())
+}
+
+fn is_free(lock: &Path) -> Result<bool, FileError> {
+    Ok(Held::try_take(lock)
+        .map_err(failed("lock", lock))?
+        .is_some())
+}

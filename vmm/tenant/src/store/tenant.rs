@@ -1,0 +1,238 @@
+//! One tenant's directory.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::file::{FileError, failed, read_json, remove, write_json};
+use super::lock::Held;
+use super::record::{Exit, Phase, State};
+use super::{StoreError, leftovers};
+use crate::spec::{Spec, TenantName, VERSION};
+
+/// How a tenant is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Made, never started.
+    Created,
+    Starting,
+    Running,
+    /// It ran and ended.
+    Stopped,
+    /// Its files make no sense.
+    Damaged,
+}
+
+/// A tenant that was there when it was looked for.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub name: TenantName,
+    directory: PathBuf,
+}
+
+impl Tenant {
+    pub(super) fn new(name: TenantName, directory: PathBuf) -> Self {
+        Self { name, directory }
+    }
+
+    /// The tenant in a directory that the caller knows to be one.
+    pub fn open(directory: &Path, name: TenantName) -> Self {
+        Self::new(name, directory.to_owned())
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk.ext4")
+    }
+
+    /// What the serial console printed, newest part.
+    pub fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    /// What the monitor had to say.
+    pub fn monitor_log(&self) -> PathBuf {
+        self.directory.join("monitor.log")
+    }
+
+    /// Sockets, while it runs.
+    pub fn run_directory(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    pub(super) fn lock_file(&self) -> PathBuf {
+        self.directory.join("lock")
+    }
+
+    /// Held by the monitor itself, so that one whose shim was killed is noticed.
+    pub fn monitor_lock(&self) -> PathBuf {
+        self.directory.join("monitor.lock")
+    }
+
+    fn spec_file(&self) -> PathBuf {
+        self.directory.join("spec.json")
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.directory.join("state.json")
+    }
+
+    fn exit_file(&self) -> PathBuf {
+        self.directory.join("exit.json")
+    }
+
+    /// # Errors
+    /// It is damaged, of another version, or cannot be read.
+    pub fn spec(&self) -> Result<Spec, StoreError> {
+        let spec: Option<Spec> = read_json(&self.spec_file())?;
+        match spec {
+            None => Err(StoreError::NoTenant(self.name.to_string())),
+            Some(spec) if spec.version != VERSION => Err(StoreError::Version {
+                name: self.name.to_string(),
+                version: spec.version,
+            }),
+            Some(spec) => Ok(spec),
+        }
+    }
+
+    pub(super) fn write_spec(&self, spec: &Spec) -> Result<(), FileError> {
+        write_json(&self.spec_file(), spec)
+    }
+
+    /// What its shim wrote down; true only while the lock is held.
+    ///
+    /// # Errors
+    /// It is damaged or cannot be read.
+    pub fn state(&self) -> Result<Option<State>, FileError> {
+        read_json(&self.state_file())
+    }
+
+    /// How its last run ended.
+    ///
+    /// # Errors
+    /// It is damaged or cannot be read.
+    pub fn exit(&self) -> Result<Option<Exit>, FileError> {
+        read_json(&self.exit_file())
+    }
+
+    /// Takes the lock if nobody has it; also none when the tenant is gone.
+    pub(super) fn try_lock(&self) -> Result<Option<Locked>, FileError> {
+        let file = self.lock_file();
+        let held = match Held::try_take(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed("lock", &file))?,
+        };
+        Ok(held.filter(|held| held.is_at(&file)).map(|lock| Locked {
+            tenant: self.clone(),
+            lock,
+        }))
+    }
+
+    /// How it is. Takes no lock for longer than a glance.
+    pub fn status(&self) -> (Status, Option<State>) {
+        let state = self.state();
+        if !self.spec_file().exists() {
+            return (Status::Damaged, None);
+        }
+        match state {
+            Err(_) => (Status::Damaged, None),
+            // Reconciled before it was looked at: a state that is left is a shim's that lives.
+            Ok(Some(state)) => {
+                let status = match state.phase {
+                    Phase::Starting => Status::Starting,
+                    Phase::Running => Status::Running,
+                };
+                (status, Some(state))
+            }
+            Ok(None) if self.exit_file().exists() => (Status::Stopped, None),
+            Ok(None) => (Status::Created, None),
+        }
+    }
+}
+
+/// A tenant whose lock this process holds: nobody else starts, runs, changes or removes it.
+#[derive(Debug)]
+pub struct Locked {
+    pub tenant: Tenant,
+    pub(super) lock: Held,
+}
+
+impl Locked {
+    /// Takes over a tenant whose lock was handed on by the process that took it.
+    pub fn adopt(tenant: Tenant, lock: Held) -> Self {
+        Self { tenant, lock }
+    }
+
+    /// The lock, for the process that will hold it from now on.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn share_lock(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.lock.share()
+    }
+
+    /// This process lets go; a process that the lock was shared with keeps it.
+    pub fn let_go(self) -> Tenant {
+        // Not dropped as `Held`, which would free the lock for all who share it.
+        drop(self.lock.hand_on());
+        self.tenant
+    }
+
+    /// # Errors
+    /// No space, or no permission.
+    pub fn write_state(&self, state: &State) -> Result<(), FileError> {
+        write_json(&self.tenant.state_file(), state)
+    }
+
+    /// Makes ready for a new run: no trace of the last one but its logs.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn begin_run(&self, state: &State) -> Result<(), FileError> {
+        remove(&self.tenant.exit_file())?;
+        let run = self.tenant.run_directory();
+        remove(&run)?;
+        self.write_state(state)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&run)
+            .map_err(failed("make", &run))
+    }
+
+    /// Writes down how the run ended and removes what it left. A crash in the midst is finished by the next command.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn end_run(&self, exit: &Exit) -> Result<(), FileError> {
+        write_json(&self.tenant.exit_file(), exit)?;
+        self.clear_run()
+    }
+
+    pub(super) fn clear_run(&self) -> Result<(), FileError> {
+        remove(&self.tenant.run_directory())?;
+        remove(&self.tenant.monitor_lock())?;
+        remove(&self.tenant.state_file())
+    }
+
+    /// Removes the tenant: its name is free at once, its files soon after.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn remove(self) -> Result<(), StoreError> {
+        let directory = &self.tenant.directory;
+        let Some(parent) = directory.parent() else {
+            return Ok(());
+        };
+        let trash = leftovers::trash(parent).map_err(failed("make a directory in", parent))?;
+        let moved = trash.join(self.tenant.name.as_str());
+        fs::rename(directory, &moved).map_err(failed("remove", directory))?;
+        Ok(remove(&trash)?)
+    }
+}
