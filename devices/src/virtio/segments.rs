@@ -103,3 +103,6 @@ impl Segments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,19 @@ fn a_request_longer_than_a_bounce_buffer_goes_in_steps(engine: EngineKind) {
         (OK, 1)
     );
     assert_eq!(rig.on_disk(8000, length as usize), data);
+    // In pieces that do not end where the steps do.
+    let third = length / 3 + 77;
+    let pieces = [
+        (BUFFER + 3, third),
+        (BUFFER + 0x4_0000, third),
+        (BUFFER + 0x8_0001, length - 2 * third),
+    ];
+    let pieces = pieces.map(|(at, length)| (at, length, true));
+    assert_eq!(rig.request(kind::IN, 8, &pieces), (OK, length + 1));
+    let read: Vec<u8> = (pieces.iter())
+        .flat_map(|&(at, length, _)| rig.driver.read(at, length as usize))
+        .collect();
+    assert_eq!(read, data);
 }
 
 /// 50 unaligned reads of 8 sectors each.
