@@ -62,16 +62,9 @@ impl Server {
         // SAFETY: SIGPIPE is ignored, no handler is installed.
         unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
         let mut set = SigSet::empty();
-        // SIGINT is ctrl-alt-del for PID 1, SIGPWR a failing power supply, SIGIO a serial port's host side.
-        for signal in [
-            Signal::SIGCHLD,
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGPWR,
-            Signal::SIGIO,
-        ] {
-            set.add(signal);
-        }
+        // SIGIO is a serial port's host side; what the others ask for says `asked_by`.
+        use Signal::{SIGCHLD, SIGINT, SIGIO, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2};
+        set.extend([SIGCHLD, SIGINT, SIGIO, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2]);
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let buttons = if hello.init == InitMode::Agent {
@@ -252,12 +245,13 @@ impl Server {
 
     fn take_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                Ok(Ok(Signal::SIGCHLD | Signal::SIGIO)) => {}
-                Ok(Ok(Signal::SIGINT)) if self.context.hello.init == InitMode::Agent => {
-                    self.ask_for(ShutdownAction::Reboot);
-                }
-                _ => self.ask_for(ShutdownAction::Poweroff),
+            let signal = i32::try_from(signal.ssi_signo)
+                .ok()
+                .and_then(|number| Signal::try_from(number).ok());
+            if let Some(action) =
+                signal.and_then(|signal| asked_by(signal, self.context.hello.init))
+            {
+                self.ask_for(action);
             }
         }
         self.reap();
@@ -325,5 +319,17 @@ impl Server {
                 "cannot run {program}: {error}; ask for a forced end instead"
             )),
         }
+    }
+}
+
+/// What a signal to the agent asks for.
+fn asked_by(signal: Signal, init: InitMode) -> Option<ShutdownAction> {
+    match (init, signal) {
+        // Whatever happens beside the image's init is that init's to decide.
+        (InitMode::Image, _) | (_, Signal::SIGCHLD | Signal::SIGIO) => None,
+        // The kernel's ctrl-alt-del, and what busybox's `reboot` sends to PID 1.
+        (InitMode::Agent, Signal::SIGINT | Signal::SIGTERM) => Some(ShutdownAction::Reboot),
+        // A failing power supply, and busybox's `halt` and `poweroff`; for a program, any of them.
+        _ => Some(ShutdownAction::Poweroff),
     }
 }
