@@ -1,16 +1,23 @@
 //! The machine's devices and the buses that they are on.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fief_devices::bus::{Bus, BusDevice, BusError};
+use fief_devices::doorbell::Doorbells;
 use fief_devices::legacy::{
     self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart, power,
 };
 use fief_devices::pci::{
-    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciRootState, PciWindows, Window,
+    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciFunction, PciRoot, PciRootState,
+    PciWindows, Window,
 };
+use fief_devices::virtio::VirtioDevice;
+use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
+use fief_devices::virtio::entropy::Entropy;
+use fief_devices::virtio::pci::{COMMON_OFFSET, Platform, TransportError, VIRTIO_BAR, VirtioPci};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
@@ -18,13 +25,16 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{DriveConfig, SerialConfig, VmConfig};
+use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
 use crate::kvm::vcpu::Buses;
 
 /// How long the end of a machine waits for a full serial output to take more.
 const SERIAL_PATIENCE: Duration = Duration::from_secs(1);
+/// device_status in the common configuration (virtio 1.3 §4.1.4.3); writing 0 resets the device.
+const DEVICE_STATUS: u64 = COMMON_OFFSET as u64 + 0x14;
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +47,20 @@ pub enum DeviceError {
     Serial { at: String, source: io::Error },
     #[error("cannot start the worker of the slow devices: {0}")]
     Worker(io::Error),
+    #[error("cannot open drive {id} at {}: {source}", path.display())]
+    OpenDrive {
+        id: String,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("drive {id} at {} cannot be used: {source}", path.display())]
+    Drive {
+        id: String,
+        path: PathBuf,
+        source: BlockError,
+    },
+    #[error(transparent)]
+    Transport(#[from] TransportError),
 }
 
 /// Port and memory bus of a machine. Fixed once the machine is built, so looking up takes no lock.
@@ -70,7 +94,9 @@ pub struct Devices {
     pci: PciRoot,
     /// The bus as it was built.
     pci_at_start: PciRootState,
+    virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
+    slow: Arc<SharedWorker>,
 }
 
 /// Where the serial port's host side is.
@@ -90,7 +116,7 @@ impl Devices {
     pub fn new(
         config: &VmConfig,
         files: &Files,
-        _memory: &GuestMemory,
+        ram: &GuestMemory,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
@@ -126,12 +152,28 @@ impl Devices {
         let serial = SerialHandler::new(Arc::clone(&uart), serial_ends(&config.serial, files)?);
 
         let pci = pci_bus(window, &mut ports, &mut memory)?;
+        let slow = SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
+        let vectors = gsis.msi_allocator();
+        let doorbells: Arc<dyn Doorbells> = Arc::new(IoEventDoorbells::new(Arc::clone(vm)));
+        let mut virtio = Vec::new();
+        for model in virtio_models(config, files, &slow)? {
+            let platform = Platform {
+                memory: ram.ram().clone(),
+                interrupts: vectors.as_ref(),
+                doorbells: Arc::clone(&doorbells),
+            };
+            let function = VirtioPci::new(model, platform)?;
+            pci.add(Arc::clone(&function) as _)?;
+            virtio.push(function);
+        }
         let devices = Arc::new(Self {
             power,
             uart,
             pci_at_start: pci.state(),
             pci,
+            virtio,
             serial: Mutex::new(Serial::Idle(serial)),
+            slow,
         });
         Ok((devices, MachineBuses { ports, memory }))
     }
@@ -148,17 +190,22 @@ impl Devices {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *serial, Serial::Lost) {
             Serial::Idle(handler) => {
-                let worker =
-                    SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
-                *serial = Serial::Running(worker.add(handler).map_err(DeviceError::Worker)?);
+                let place = self.slow.add(handler).map_err(DeviceError::Worker)?;
+                *serial = Serial::Running(place);
             }
             other => *serial = other,
+        }
+        for function in &self.virtio {
+            function.resume()?;
         }
         Ok(())
     }
 
     /// Stops the workers of the devices.
     pub fn pause(&self) {
+        for function in &self.virtio {
+            function.pause();
+        }
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         if let Serial::Running(place) = std::mem::replace(&mut *serial, Serial::Lost)
             && let Some(mut handler) = place.remove()
@@ -173,6 +220,9 @@ impl Devices {
     /// # Errors
     /// A device refused.
     pub fn reset(&self) -> Result<(), DeviceError> {
+        for function in &self.virtio {
+            function.bar_write(VIRTIO_BAR, DEVICE_STATUS, &[0]);
+        }
         self.pci.restore(&self.pci_at_start)?;
         // Reading it forgets the events.
         self.power
@@ -184,6 +234,50 @@ impl Devices {
         }
         Ok(())
     }
+}
+
+/// The virtio devices of `config`, in the order in which they get their slots: drives first, so that the root device is
+/// the guest's first disk.
+fn virtio_models(
+    config: &VmConfig,
+    files: &Files,
+    slow: &Arc<SharedWorker>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for drive in &config.drives {
+        models.push(Box::new(block(drive, files)?));
+    }
+    if config.entropy {
+        models.push(Box::new(Entropy::new(Arc::clone(slow))));
+    }
+    Ok(models)
+}
+
+fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {
+    let file = files
+        .open_disk(&drive.path, drive.read_only, drive.direct)
+        .map_err(|source| DeviceError::OpenDrive {
+            id: drive.id.clone(),
+            path: drive.path.clone(),
+            source,
+        })?;
+    let engine = if drive.io_uring {
+        EngineKind::IoUring
+    } else {
+        EngineKind::Sync
+    };
+    let config = BlockConfig {
+        id: drive.id.clone(),
+        read_only: drive.read_only,
+        writeback: drive.writeback,
+        engine,
+        queues: drive.queues,
+    };
+    Block::new(file, config).map_err(|source| DeviceError::Drive {
+        id: drive.id.clone(),
+        path: drive.path.clone(),
+        source,
+    })
 }
 
 /// What the guest asks for or reports, as the control understands it.
