@@ -96,6 +96,9 @@ impl std::fmt::Display for Kind {
     }
 }
 
+/// How the locks' names begin.
+const KEYS: [&str; 4] = ["kernel-", "rootfs-", "initramfs-", "store"];
+
 /// `refs/<kind>/<name>.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -382,8 +385,39 @@ impl Store {
     }
 
     /// Removes the work of makers that are gone: those whose lock is free.
+    ///
+    /// A killed maker's programs may live a little longer and write on: what cannot be removed now is in nobody's way, since
+    /// every maker works in a directory of a new name, and the next call takes it.
     fn sweep(&self) -> Result<(), Error> {
+        for (path, key) in self.leftovers()? {
+            match key {
+                Some(key) => {
+                    if let Some(_lock) = self.try_lock(&key)? {
+                        let _ = remove_any(&path);
+                    }
+                }
+                None => {
+                    let _ = remove_any(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes earlier work on `key`, whose lock the caller holds; as `sweep`.
+    fn clean_tmp(&self, key: &str) -> Result<(), Error> {
+        for (path, found) in self.leftovers()? {
+            if found.as_deref() == Some(key) {
+                let _ = remove_any(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is under `tmp`, and whose lock covers it.
+    fn leftovers(&self) -> Result<Vec<(PathBuf, Option<String>)>, Error> {
         let dir = self.root.join("tmp");
+        let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io("reading", &dir))? {
             let entry = entry.map_err(io("reading", &dir))?;
             let name = entry.file_name();
@@ -391,33 +425,12 @@ impl Store {
                 .to_str()
                 .and_then(|name| name.split_once('@'))
                 .map(|(key, _)| key);
-            match key {
-                Some(key) if check_name(key).is_ok() => {
-                    if let Some(_lock) = self.try_lock(key)? {
-                        remove_any(&entry.path())?;
-                    }
-                }
-                _ => remove_any(&entry.path())?,
-            }
+            let key = key
+                .filter(|key| KEYS.iter().any(|kind| key.starts_with(kind)))
+                .map(str::to_owned);
+            found.push((entry.path(), key));
         }
-        Ok(())
-    }
-
-    /// Removes earlier work on `key`, whose lock the caller holds.
-    fn clean_tmp(&self, key: &str) -> Result<(), Error> {
-        let dir = self.root.join("tmp");
-        for entry in fs::read_dir(&dir).map_err(io("reading", &dir))? {
-            let entry = entry.map_err(io("reading", &dir))?;
-            let name = entry.file_name();
-            if name
-                .to_str()
-                .and_then(|name| name.split_once('@'))
-                .is_some_and(|(found, _)| found == key)
-            {
-                remove_any(&entry.path())?;
-            }
-        }
-        Ok(())
+        Ok(found)
     }
 
     fn lock(&self, key: &str) -> Result<Flock<fs::File>, Error> {
