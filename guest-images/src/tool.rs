@@ -138,7 +138,11 @@ impl Tool {
     }
 
     fn prepare(mut command: Command) -> Command {
-        command.env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
+        // A group of its own: mmdebstrap, told to end, ends its whole group, and that must not be its starter's.
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(Stdio::null())
+            .process_group(0);
         // SAFETY: the closure runs between fork and exec and makes one async-signal-safe system call.
         unsafe {
             command.pre_exec(|| {
@@ -219,5 +223,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(lines, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_program_that_ends_its_group_does_not_end_its_starter() {
+        let ended = SH.output(["-c", "kill -TERM 0; exit 0"]);
+        assert!(matches!(ended, Err(Error::Failed { .. })));
     }
 }
