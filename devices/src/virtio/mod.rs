@@ -5,6 +5,7 @@ mod chain;
 pub mod entropy;
 pub mod pci;
 mod segments;
+pub mod vsock;
 
 use std::sync::Arc;
 use virtio_queue::Queue;
@@ -112,7 +113,7 @@ pub trait VirtioDevice: Send {
 pub enum DeviceState {
     Block(block::BlockState),
     Entropy(entropy::EntropyState),
-    // Vsock(vsock::VsockState): added with its device.
+    Vsock(vsock::VsockState),
     /// Of the devices that the transport's tests make up.
     #[cfg(test)]
     Test(u32),
