@@ -18,6 +18,7 @@ use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
 use fief_devices::virtio::pci::{COMMON_OFFSET, Platform, TransportError, VIRTIO_BAR, VirtioPci};
+use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
@@ -59,6 +60,8 @@ pub enum DeviceError {
         path: PathBuf,
         source: BlockError,
     },
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -246,6 +249,9 @@ fn virtio_models(
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
         models.push(Box::new(block(drive, files)?));
+    }
+    if let Some(vsock) = &config.vsock {
+        models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
     if config.entropy {
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
