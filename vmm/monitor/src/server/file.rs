@@ -64,7 +64,8 @@ pub fn read(files: &Files, path: &Path) -> Result<FullVmConfiguration, FileError
     parse(&text, path)
 }
 
-fn parse(text: &[u8], path: &Path) -> Result<FullVmConfiguration, FileError> {
+/// Reads the description in `text`; `path` is for messages.
+pub(super) fn parse(text: &[u8], path: &Path) -> Result<FullVmConfiguration, FileError> {
     let source = match serde_json::from_slice(text) {
         Ok(config) => return Ok(config),
         Err(source) => source,

@@ -1,2 +1,8 @@
-#[allow(dead_code)]
-fn nothing() {}
+//! The server over a real unix socket, with a machine that only takes notes.
+
+mod clients;
+mod drafts;
+mod files;
+mod lifecycle;
+mod rig;
+mod rules;

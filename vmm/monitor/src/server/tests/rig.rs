@@ -1,0 +1,199 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fief_api::{BootSource, Client, InstanceState};
+
+use crate::config::VmConfig;
+use crate::events::Events;
+use crate::machine::files::Files;
+use crate::machine::{ExitReason, MachineError, OnExit};
+use crate::server::control::{Control, End, Guest};
+use crate::server::draft::Draft;
+use crate::server::session::Session;
+use crate::server::{ApiSocket, Limits, Server};
+
+/// What was done to the machine, and the means to end it.
+#[derive(Default)]
+pub struct Notes {
+    pub done: Mutex<Vec<String>>,
+    pub config: Mutex<Option<VmConfig>>,
+    pub on_exit: Mutex<Option<OnExit>>,
+    /// Error of the next attempt to build.
+    pub build_error: Mutex<Option<MachineError>>,
+    /// The next pause waits for a message here.
+    pub hold: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+impl Notes {
+    fn note(&self, what: &str) {
+        self.done.lock().unwrap().push(what.to_owned());
+    }
+
+    pub fn done(&self) -> Vec<String> {
+        self.done.lock().unwrap().clone()
+    }
+}
+
+struct FakeMachine(Arc<Notes>);
+
+impl Guest for FakeMachine {
+    fn resume(&self) -> Result<(), MachineError> {
+        self.0.note("resume");
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), MachineError> {
+        // Not in the condition: the lock would be held while waiting.
+        let hold = self.0.hold.lock().unwrap().take();
+        if let Some(hold) = hold {
+            hold.recv().unwrap();
+        }
+        self.0.note("pause");
+        Ok(())
+    }
+
+    fn press_power_button(&self) {
+        self.0.note("power button");
+    }
+}
+
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        self.0.note("gone");
+    }
+}
+
+pub struct Rig {
+    pub dir: tempfile::TempDir,
+    pub socket: PathBuf,
+    pub notes: Arc<Notes>,
+    server: Option<Server>,
+    control: Option<JoinHandle<End>>,
+}
+
+/// MiB of the imagined host.
+pub const HOST_MIB: u64 = 4096;
+
+pub fn limits() -> Limits {
+    Limits::with_body(1000)
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        Self::with(limits())
+    }
+
+    pub fn with(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Arc::new(Notes::default());
+        let socket = dir.path().join("api");
+        let (posts, post) = mpsc::channel();
+        let noted = Arc::clone(&notes);
+        let control = std::thread::spawn(move || {
+            let build = Box::new(move |config: &VmConfig, on_exit: OnExit| {
+                if let Some(error) = noted.build_error.lock().unwrap().take() {
+                    return Err(error);
+                }
+                *noted.config.lock().unwrap() = Some(config.clone());
+                *noted.on_exit.lock().unwrap() = Some(on_exit);
+                Ok(Box::new(FakeMachine(Arc::clone(&noted))) as Box<dyn Guest>)
+            });
+            let mut control = Control::new(build, None).unwrap();
+            posts.send(control.post()).unwrap();
+            control.run(&Events::default()).unwrap()
+        });
+        let draft = Draft::new(Files::new(), HOST_MIB).unwrap();
+        let session = Session::new(
+            "test".to_owned(),
+            draft,
+            InstanceState::NotStarted,
+            post.recv().unwrap(),
+            Files::new(),
+        );
+        let server = Server::start(ApiSocket::bind(&socket).unwrap(), session, limits).unwrap();
+        Self {
+            dir,
+            socket,
+            notes,
+            server: Some(server),
+            control: Some(control),
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(&self.socket).with_timeout(Duration::from_secs(60))
+    }
+
+    /// Makes a file in the rig's directory.
+    pub fn file(&self, name: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, "content").unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    pub fn boot_source(&self) -> BootSource {
+        BootSource {
+            kernel_image_path: self.file("kernel"),
+            initrd_path: None,
+            boot_args: None,
+        }
+    }
+
+    /// Configures the least and starts.
+    pub fn start(&self) {
+        self.client().put_boot_source(&self.boot_source()).unwrap();
+        self.client().start().unwrap();
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        stream
+    }
+
+    /// Sends bytes and gives everything that comes back until the server closes.
+    pub fn raw(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        // The server may have closed already.
+        let _ = stream.write_all(request);
+        read_to_end(&mut stream)
+    }
+
+    /// Ends the machine and gives what the control thread made of it.
+    pub fn end_machine(&mut self, reason: ExitReason) -> End {
+        let on_exit = self.notes.on_exit.lock().unwrap().take().unwrap();
+        on_exit(reason);
+        self.control.take().unwrap().join().unwrap()
+    }
+
+    pub fn shut_down(&mut self) {
+        self.server.take().unwrap().shut_down();
+    }
+}
+
+/// Reads until the other side closes, or resets because it did not read all of ours.
+pub fn read_to_end(stream: &mut UnixStream) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => text.extend_from_slice(&buffer[..got]),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+                break;
+            }
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
