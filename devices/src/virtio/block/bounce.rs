@@ -93,3 +93,24 @@ impl BouncePool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_gets_sixteen_buffers_and_no_more() {
+        let mut pool = BouncePool::default();
+        let mut lent: Vec<_> = (0..16).map(|_| pool.lend().unwrap().unwrap()).collect();
+        assert!(pool.lend().unwrap().is_none());
+        assert!(
+            lent.iter()
+                .all(|bounce| bounce.start.addr().get().is_multiple_of(4096))
+        );
+        pool.give_back(lent.pop().unwrap());
+        lent.push(pool.lend().unwrap().unwrap());
+        assert!(pool.lend().unwrap().is_none());
+        lent.drain(..).for_each(|bounce| pool.give_back(bounce));
+        assert_eq!((pool.lent, pool.free.len()), (0, 1));
+    }
+}
