@@ -150,7 +150,7 @@ fn one_line(text: &str) -> String {
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
-    let parts = parts.join("; ");
+    let parts = parts.join("; ").replace(":; ", ": ");
     let what = parts.strip_prefix("error: ").unwrap_or(&parts);
     format!("fief-vmm: {what}; see fief-vmm --help\n")
 }

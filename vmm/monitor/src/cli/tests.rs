@@ -56,7 +56,7 @@ fn firecrackers_flags_are_taken() {
 #[test]
 fn wrong_flags_are_told_in_one_line() {
     assert!(refused(&["--confg-file", "x"]).contains("--config-file"));
-    assert!(refused(&["--no-api"]).contains("--config-file"));
+    assert!(refused(&["--no-api"]).contains("not provided: --config-file"));
     assert!(refused(&["--level", "loud"]).contains("loud"));
     assert!(refused(&["--id", "a/b"]).contains("letters, digits and dashes"));
     assert!(refused(&["--id", ""]).contains("--id"));
