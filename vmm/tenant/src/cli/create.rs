@@ -34,10 +34,10 @@ pub struct TenantArgs {
     )]
     cpus: u64,
     /// Memory
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
+    #[arg(long, value_name = "SIZE", default_value = DEFAULT_MEMORY)]
     memory: Bytes,
     /// Largest size of the tenant's disk; it takes what is used
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_DISK)]
+    #[arg(long, value_name = "SIZE", default_value = DEFAULT_DISK)]
     disk: Bytes,
     /// Process 1: fief's agent (starts at once) or the image's own init (systemd)
     #[arg(long, value_enum, default_value_t = Init::Agent)]

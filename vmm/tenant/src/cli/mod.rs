@@ -23,6 +23,7 @@ mod stop;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use fief_host::HostChoice;
 
@@ -141,9 +142,15 @@ fn usage(error: &clap::Error) -> ExitCode {
         .collect();
     let what = said.join(" ");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
-    eprintln!(
-        "fief: {what}\n      `fief --help` shows the commands, `fief COMMAND --help` what they take"
-    );
+    let advice = match error.kind() {
+        ErrorKind::UnknownArgument if !what.contains("tip: a similar") => {
+            "; a command goes behind `--`, as in `fief run --image debian -- uname -r`"
+        }
+        // Our own types say themselves what to write.
+        _ if what.contains("; ") => "",
+        _ => "; `fief --help` shows the commands, `fief COMMAND --help` what they take",
+    };
+    eprintln!("{}", Error::new(format!("{what}{advice}")).text());
     ExitCode::from(OWN_FAILURE)
 }
 

@@ -10,6 +10,9 @@ use crate::spec::TenantName;
 use crate::store::{Exit, Locked, Store, Tenant};
 use crate::terminal::{Signals, output};
 
+/// This binary, also when the file it came from was replaced since.
+const SELF: &str = "/proc/self/exe";
+
 /// Flags of `fief start`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -46,7 +49,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
             command: None,
         };
         progress.step("starting the tenant");
-        let (tenant, _) = crate::shim::start(locked, &order)
+        let (tenant, _) = crate::shim::start(Path::new(SELF), locked, &order)
             .map_err(|(_locked, error)| cannot_start(name, error))?;
         fief_images::Progress::end(&progress);
         let signals = Signals::take_over()?;
@@ -67,7 +70,7 @@ fn cannot_start(name: &TenantName, error: StartError) -> Error {
 
 /// Starts a tenant that was just made; if that fails, it never was.
 pub fn start_new(locked: Locked, order: &Order) -> Result<(Tenant, Attached)> {
-    crate::shim::start(locked, order).map_err(|(locked, error)| {
+    crate::shim::start(Path::new(SELF), locked, order).map_err(|(locked, error)| {
         let told = cannot_start(&order.name, error);
         match locked.remove() {
             Ok(()) => told,

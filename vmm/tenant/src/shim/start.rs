@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::WORD;
@@ -57,14 +58,18 @@ impl Attached {
     }
 }
 
-/// Starts the shim of a locked tenant; returns when its machine runs. The shim then has the lock.
+/// Starts the shim of a locked tenant, from the binary `fief`; returns when its machine runs. The shim then has the lock.
 ///
 /// On failure the lock is back, for the caller to clean up.
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn start(locked: Locked, order: &Order) -> Result<(Tenant, Attached), (Locked, StartError)> {
-    let ours = match spawn(&locked) {
+pub fn start(
+    fief: &Path,
+    locked: Locked,
+    order: &Order,
+) -> Result<(Tenant, Attached), (Locked, StartError)> {
+    let ours = match spawn(fief, &locked) {
         Ok(ours) => ours,
         Err(error) => return Err((locked, error.into())),
     };
@@ -86,10 +91,10 @@ pub fn start(locked: Locked, order: &Order) -> Result<(Tenant, Attached), (Locke
     Err((Locked::adopt(tenant, Held::adopt(guard)), error))
 }
 
-fn spawn(locked: &Locked) -> io::Result<(UnixStream, OwnedFd)> {
+fn spawn(fief: &Path, locked: &Locked) -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     let guard = locked.share_lock()?;
-    let mut shim = Command::new("/proc/self/exe");
+    let mut shim = Command::new(fief);
     shim.arg0("fief").arg(WORD).arg(locked.tenant.name.as_str());
     shim.stdin(Stdio::from(locked.share_lock()?))
         .stdout(Stdio::from(OwnedFd::from(theirs)));

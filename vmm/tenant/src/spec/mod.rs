@@ -15,9 +15,9 @@ pub const VERSION: u32 = 1;
 /// Most vCPUs of a tenant: the monitor's limit.
 pub const MAX_CPUS: u8 = 32;
 /// Memory of a tenant that says nothing.
-pub const DEFAULT_MEMORY: Bytes = Bytes::from_mib(512);
+pub const DEFAULT_MEMORY: &str = "512M";
 /// Disk of a tenant that says nothing. The file is sparse: it takes what is used.
-pub const DEFAULT_DISK: Bytes = Bytes::from_mib(10 << 10);
+pub const DEFAULT_DISK: &str = "10G";
 /// Less memory than this boots no Linux of any kind.
 const MIN_MEMORY: Bytes = Bytes::from_mib(32);
 

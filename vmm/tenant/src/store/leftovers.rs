@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,12 +19,18 @@ const GONE: &str = ".gone-";
 /// How long a killed monitor may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A new directory that only its owner can look into.
+pub(super) fn directory(prefix: &str, parent: &Path) -> io::Result<tempfile::TempDir> {
+    let owner_only = fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(owner_only)
+        .tempdir_in(parent)
+}
+
 /// A directory whose content is to be removed, by whoever comes by.
 pub(super) fn trash(parent: &Path) -> io::Result<PathBuf> {
-    Ok(tempfile::Builder::new()
-        .prefix(GONE)
-        .tempdir_in(parent)?
-        .keep())
+    Ok(directory(GONE, parent)?.keep())
 }
 
 impl Store {

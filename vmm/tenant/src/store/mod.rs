@@ -248,9 +248,7 @@ impl Store {
         if self.at(name).directory().exists() {
             return Err(StoreError::Taken(name.to_string()));
         }
-        let made = tempfile::Builder::new()
-            .prefix(leftovers::NEW)
-            .tempdir_in(&parent);
+        let made = leftovers::directory(leftovers::NEW, &parent);
         let directory = made.map_err(failed("make a directory in", &parent))?;
         let tenant = Tenant::new(name.clone(), directory.path().to_owned());
         let Some(locked) = tenant.try_lock()? else {
@@ -308,3 +306,6 @@ impl Draft {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
