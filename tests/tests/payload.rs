@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 
 use fief_tests::{binary, checkout};
 use tempfile::TempDir;
@@ -53,7 +54,7 @@ impl Rig {
         }
         fs::copy(
             directory.path().join("disk"),
-            directory.path().join("read-only"),
+            directory.path().join("read_only"),
         )
         .unwrap();
         Self {
@@ -82,7 +83,7 @@ impl Rig {
         let config = serde_json::json!({
             "boot-source": { "kernel_image_path": kernel, "boot_args": words },
             "machine-config": { "vcpu_count": self.vcpus, "mem_size_mib": 64 },
-            "drives": [drive("disk", false), drive("read-only", true)],
+            "drives": [drive("disk", false), drive("read_only", true)],
             "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
             "entropy": {},
         });
@@ -156,7 +157,7 @@ fn a_disk_reads_writes_and_refuses_with_io_uring() {
 #[track_caller]
 fn disk_with(engine: &str) {
     let rig = Rig::new();
-    let untouched = fs::read(rig.path("read-only")).unwrap();
+    let untouched = fs::read(rig.path("read_only")).unwrap();
     rig.run("block read-only", engine).passed("block read-only");
     let disk = fs::read(rig.path("disk")).unwrap();
     assert_eq!(
@@ -174,7 +175,7 @@ fn disk_with(engine: &str) {
         "the guest's writes went elsewhere too"
     );
     assert_eq!(
-        fs::read(rig.path("read-only")).unwrap(),
+        fs::read(rig.path("read_only")).unwrap(),
         untouched,
         "the read-only disk changed"
     );
@@ -185,18 +186,30 @@ fn vsock_connects_both_ways_and_echoes() {
     let rig = Rig::new();
     let listener = UnixListener::bind(rig.path("vsock_52")).unwrap();
     let mut child = rig.start("vsock", "Sync");
+    let out = child.stdout.take().unwrap();
+    let (lines, console) = mpsc::channel();
+    let waker = rig.path("vsock_52");
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(out).lines() {
+            let _ = lines.send(line.unwrap() + "\n");
+        }
+        // A machine that ended early must not leave the test waiting for a connection.
+        let _ = UnixStream::connect(waker);
+    });
     let (mut greeted, _) = listener.accept().unwrap();
     let mut greeting = String::new();
     greeted.read_to_string(&mut greeting).unwrap();
     assert_eq!(greeting, "greetings from the payload");
-    let mut console = String::new();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
-    while !console.contains("LISTENING") {
-        assert_ne!(lines.read_line(&mut console).unwrap(), 0, "{console}");
+    let mut said = String::new();
+    while !said.contains("LISTENING") {
+        said += &console
+            .recv()
+            .unwrap_or_else(|_| panic!("ended early: {said}"));
     }
     echo(&rig.path("vsock"));
-    lines.read_to_string(&mut console).unwrap();
-    rig.finish(child, console).passed("vsock");
+    said.extend(console.iter());
+    reader.join().unwrap();
+    rig.finish(child, said).passed("vsock");
 }
 
 /// Sends 256 KiB through the payload's echo server and compares.
@@ -227,7 +240,7 @@ fn every_way_to_end_is_reported_as_what_it_was() {
         ("poweroff", "poweroff"),
         ("reset", "reboot"),
         ("panic", "panic"),
-        ("triple-fault", "triple_fault"),
+        ("triple-fault", "triple-fault"),
     ] {
         let run = Rig::new().run(word, "Sync");
         assert!(
