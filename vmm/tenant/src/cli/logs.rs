@@ -55,7 +55,10 @@ fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
     current.read(&mut text)?;
     stdout.write_all(last_lines(&text, args.tail))?;
     stdout.flush()?;
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         // Looked at before the last read: what was printed until the end is shown.
         let runs = matches!(tenant.state(), Ok(Some(_)));
         text.clear();
@@ -64,11 +67,10 @@ fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
         stdout.write_all(&text)?;
         stdout.flush()?;
         if !runs {
-            break;
+            return Ok(());
         }
         std::thread::sleep(POLL);
     }
-    Ok(())
 }
 
 /// A file that grows, and may be renamed when it is full.

@@ -212,11 +212,11 @@ impl Foreground<'_> {
 
     /// Ends the tenant after its command.
     fn end(self, connection: Connection) -> Option<Exit> {
-        if self.remove {
-            self.attached.kill();
-        } else if stop::ask(&connection).is_err()
-            || !self.store.wait_idle(&self.tenant, GRACE).unwrap_or(false)
-        {
+        // One that is to be removed has nothing to save.
+        let down = !self.remove
+            && stop::ask(&connection).is_ok()
+            && self.store.wait_idle(&self.tenant, GRACE).unwrap_or(false);
+        if !down {
             self.attached.kill();
         }
         self.attached.wait()

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use fief_api::ClientError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,13 +16,15 @@ use super::channel::{Channel, Order, Request};
 use super::command::{self, Running};
 use super::log::BoundedLog;
 use super::{CONSOLE_LIMIT, MESSAGES_LIMIT, ShimError, failed};
-use crate::backend::{Backend, Event, Spawned};
+use crate::backend::{Backend, BackendError, Event, Spawned};
 use crate::process::Process;
 use crate::spec::Spec;
 use crate::store::{Exit, Locked, Reason, State, Tenant};
 
 /// How long a tenant may take to shut down when nobody waits for it any more.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long a monitor that broke off may take to be gone.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Longest line of events, and of the monitor's messages, that is looked at.
 const LONGEST_LINE: usize = 4096;
 
@@ -216,12 +219,19 @@ pub fn give_up(tenant: &Tenant, spawned: Spawned, error: ShimError) -> ShimError
     let Ok(mut output) = Output::open(tenant, spawned) else {
         return error;
     };
-    let ended = output.child.try_wait().is_ok_and(|status| status.is_some());
+    let refused = matches!(
+        &error,
+        ShimError::Backend(BackendError::Api(ClientError::Refused { .. }))
+    );
+    // A connection breaks a moment before its process is gone.
+    let ended = !refused
+        && Process::open(output.child.id().cast_signed())
+            .is_none_or(|process| process.wait(LAST_MOMENT));
     let _ = output.child.kill();
     let _ = output.child.wait();
     output.take();
     if ended && !output.last_message.is_empty() {
-        return ShimError::Backend(crate::backend::BackendError::Ended(output.last_message));
+        return ShimError::Backend(BackendError::Ended(output.last_message));
     }
     error
 }

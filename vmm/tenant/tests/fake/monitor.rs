@@ -56,6 +56,8 @@ fn main() {
             }
             _ => answer("204 No Content", ""),
         }
+        // The client reads until the connection is closed.
+        drop(stream);
         if request == "PUT /actions" && body.contains("InstanceStart") {
             run(&script, &mut events);
         }
