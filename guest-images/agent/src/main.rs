@@ -80,6 +80,7 @@ fn start_system() -> ! {
         problem = Some(error);
     }
     boot::prepare_without_init();
+    boot::make_device_nodes();
     let action = serve(&settings, hello(InitMode::Agent, problem));
     shutdown::end_system(&root, action)
 }

@@ -19,6 +19,8 @@ pub struct Settings {
     pub transport: Transport,
     /// `fief.user=`: whom commands run as unless they say.
     pub user: Option<String>,
+    /// `fief.modulesdrive=`: serial number of the drive with the kernel's modules, for `/lib/modules`.
+    pub modules_drive: Option<String>,
     /// `fief.modules=a,b`: loaded after those of the initramfs's list.
     pub modules: Vec<String>,
     /// Words that made no sense, for a message.
@@ -43,6 +45,7 @@ impl Settings {
             root: None,
             root_type: None,
             disk: None,
+            modules_drive: None,
             init: InitMode::Agent,
             hostname: None,
             transport: Transport::Vsock,
@@ -71,6 +74,7 @@ impl Settings {
             ("rootfstype", "auto") => self.root_type = None,
             ("rootfstype", "erofs" | "ext4") => self.root_type = Some(value.to_owned()),
             ("disk", _) => self.disk = Some(value.to_owned()),
+            ("modulesdrive", _) => self.modules_drive = Some(value.to_owned()),
             ("init", "agent") => self.init = InitMode::Agent,
             ("init", "image") => self.init = InitMode::Image,
             ("hostname", _) => self.hostname = Some(value.to_owned()),
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn every_setting_is_read_and_other_words_are_left_alone() {
         let line = "console=ttyS0 fief.root=root0 fief.rootfstype=ext4 fief.disk=disk0 fief.init=image quiet \
-                    fief.hostname=alice fief.agent=serial:port.7 fief.user=ann:staff fief.modules=a,b root=/dev/vda";
+                    fief.hostname=alice fief.agent=serial:port.7 fief.user=ann:staff fief.modules=a,b fief.modulesdrive=m root=/dev/vda";
         let settings = Settings::parse(line);
         assert_eq!(settings.root.as_deref(), Some("root0"));
         assert_eq!(settings.root_type.as_deref(), Some("ext4"));
@@ -107,6 +111,7 @@ mod tests {
         assert_eq!(settings.transport, Transport::Serial("port.7".into()));
         assert_eq!(settings.user.as_deref(), Some("ann:staff"));
         assert_eq!(settings.modules, ["a", "b"]);
+        assert_eq!(settings.modules_drive.as_deref(), Some("m"));
         assert!(settings.bad.is_empty());
     }
 

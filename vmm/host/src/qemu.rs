@@ -54,6 +54,8 @@ pub struct Boot {
     pub root: PathBuf,
     /// Writable ext4 disk over it.
     pub disk: PathBuf,
+    /// Read-only image of the kernel's modules.
+    pub modules: Option<PathBuf>,
 }
 
 /// Sockets and logs of a running emulated host, all in one directory.
@@ -147,7 +149,17 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
             read_only: false,
         },
     ];
-    for (index, disk) in own.iter().chain(&hardware.disks).enumerate() {
+    let modules = boot.modules.as_ref().map(|path| Disk {
+        serial: "modules".to_owned(),
+        path: path.clone(),
+        read_only: true,
+    });
+    for (index, disk) in own
+        .iter()
+        .chain(&modules)
+        .chain(&hardware.disks)
+        .enumerate()
+    {
         let path = escaped(&disk.path);
         let read_only = if disk.read_only { "on" } else { "off" };
         add(
@@ -172,6 +184,7 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
 
 fn command_line(hardware: &Hardware) -> String {
     let mut line = "console=ttyS0 quiet panic=-1 fief.root=image fief.disk=disk fief.init=agent \
+                    fief.modulesdrive=modules \
                     fief.agent=serial:fief.agent fief.hostname=fief-host"
         .to_owned();
     if hardware.iommu {
@@ -194,6 +207,7 @@ mod tests {
             initramfs: "i".into(),
             root: "a,b".into(),
             disk: "d".into(),
+            modules: None,
         }
     }
 

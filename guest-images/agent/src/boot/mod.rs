@@ -1,6 +1,7 @@
 //! From the initramfs to the tenant's root.
 
 mod beside;
+mod device_nodes;
 mod modules;
 mod mounts;
 mod network;
@@ -9,6 +10,7 @@ mod root;
 use std::time::{Duration, Instant};
 
 pub use beside::{BESIDE_NAME, become_image_init};
+pub use device_nodes::make as make_device_nodes;
 pub use modules::load as load_modules;
 pub use mounts::{mount_kernel_file_systems, prepare_without_init};
 pub use root::Root;

@@ -74,6 +74,12 @@ impl Root {
         }
         let layers = format!("lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work");
         mount_new("overlay", MERGED, "overlay", MsFlags::empty(), &layers)?;
+        if let Some(modules) = &settings.modules_drive
+            && let Err(error) = mount_modules(modules)
+        {
+            // Everything but loading modules on demand works without.
+            log::error(format!("the kernel's modules are missing: {error}"));
+        }
         change_into(Path::new(MERGED))?;
         Ok(root)
     }
@@ -99,6 +105,27 @@ impl Root {
         }
         nix::unistd::sync();
     }
+}
+
+/// Mounts the drive that holds the kernel's modules where modprobe looks for them.
+fn mount_modules(id: &str) -> Result<(), String> {
+    let device = find_drive(id)?;
+    let kind = file_system(&device)?;
+    // `/lib` may be a link inside the image: its target is resolved against the image, not against the initramfs.
+    let merged = Path::new(MERGED);
+    let directory = if merged.join("usr/lib").is_dir() {
+        merged.join("usr/lib/modules")
+    } else {
+        merged.join("lib/modules")
+    };
+    let target = directory.to_string_lossy();
+    mount_new(
+        &device.to_string_lossy(),
+        &target,
+        kind,
+        MsFlags::MS_RDONLY,
+        "",
+    )
 }
 
 /// The block device whose serial number is `id`; waits for it.

@@ -195,6 +195,7 @@ impl EmulatedHost {
             initramfs: initramfs.path,
             root: root.path,
             disk,
+            modules: kernel.modules_image,
         })
     }
 

@@ -12,6 +12,7 @@ fn launch() -> Launch {
         initramfs: "i".into(),
         root: "r".into(),
         disk: "d".into(),
+        modules: None,
     };
     Launch {
         hardware: Hardware {

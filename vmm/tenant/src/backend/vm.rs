@@ -129,6 +129,9 @@ impl Vm {
              fief.init={init} fief.hostname={} fief.agent=vsock",
             self.files.image_format, self.spec.hostname
         );
+        if self.files.modules.is_some() {
+            line.push_str(&format!(" fief.modulesdrive={MODULES_DRIVE}"));
+        }
         if let Some(user) = &self.spec.user {
             line.push_str(&format!(" fief.user={user}"));
         }

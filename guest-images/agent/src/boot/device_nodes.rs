@@ -1,0 +1,109 @@
+//! Device nodes whose opening loads a module: tun, fuse, loop-control. systemd makes them through kmod; without it they
+//! are the agent's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::log;
+
+/// One line of `modules.devname`: module, name below `/dev`, kind and number.
+#[derive(Debug, PartialEq, Eq)]
+struct Node<'a> {
+    name: &'a str,
+    kind: SFlag,
+    major: u64,
+    minor: u64,
+}
+
+/// Makes the nodes that the running kernel's modules ask for and that are not there.
+pub fn make() {
+    let Ok(system) = nix::sys::utsname::uname() else {
+        return;
+    };
+    let list = Path::new("/lib/modules")
+        .join(system.release())
+        .join("modules.devname");
+    // A kernel without modules has no list, and made its nodes itself.
+    let text = fs::read_to_string(list).unwrap_or_default();
+    for node in text.lines().filter_map(parse) {
+        let path = PathBuf::from("/dev").join(node.name);
+        if path.exists() {
+            continue;
+        }
+        if let Some(directory) = path.parent() {
+            let _ = fs::create_dir_all(directory);
+        }
+        let device = makedev(node.major, node.minor);
+        if let Err(error) = mknod(&path, node.kind, mode(node.name), device) {
+            log::error(format!("cannot make {}: {error}", path.display()));
+        }
+    }
+}
+
+/// As udev's default rules have it: what every user may use is open to all, the rest is root's.
+fn mode(name: &str) -> Mode {
+    let all = Mode::from_bits_truncate(0o666);
+    let root = Mode::from_bits_truncate(0o600);
+    if matches!(name, "fuse" | "net/tun") {
+        all
+    } else {
+        root
+    }
+}
+
+fn parse(line: &str) -> Option<Node<'_>> {
+    let mut words = line.split_whitespace();
+    let (_module, name, number) = (words.next()?, words.next()?, words.next()?);
+    let (kind, number) = match number.split_at_checked(1)? {
+        ("c", number) => (SFlag::S_IFCHR, number),
+        ("b", number) => (SFlag::S_IFBLK, number),
+        _ => return None,
+    };
+    let (major, minor) = number.split_once(':')?;
+    let safe =
+        !name.starts_with('/') && name.split('/').all(|part| !part.is_empty() && part != "..");
+    safe.then_some(Node {
+        name,
+        kind,
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_a_node_and_comments_and_nonsense_do_not() {
+        let node = Node {
+            name: "net/tun",
+            kind: SFlag::S_IFCHR,
+            major: 10,
+            minor: 200,
+        };
+        assert_eq!(parse("tun net/tun c10:200"), Some(node));
+        assert_eq!(
+            parse("# Device nodes to trigger on-demand module loading."),
+            None
+        );
+        for bad in [
+            "tun ../tun c1:2",
+            "tun /tun c1:2",
+            "tun tun x1:2",
+            "tun tun c1",
+            "tun",
+            "",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_every_user_may_use_is_open_to_all() {
+        assert_eq!(mode("fuse").bits(), 0o666);
+        assert_eq!(mode("loop-control").bits(), 0o600);
+    }
+}
