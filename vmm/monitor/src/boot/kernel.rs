@@ -1,5 +1,7 @@
 //! Loads a kernel: a 64-bit ELF (Linux's vmlinux, or anything with a PVH note) or a bzImage.
 
+mod contents;
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -181,14 +183,14 @@ fn load_elf(
         return Err(KernelError::NothingToLoad);
     }
     let entry = notes.entry_point(&header, &segments)?;
+    let contents = contents::Contents::read(file, &header);
     for segment in &segments {
-        copy::into_ram(
-            file,
-            segment.p_offset,
-            segment.p_filesz,
-            ram,
-            segment.p_paddr,
-        )?;
+        for (offset, length) in contents.pieces(segment.p_offset, segment.p_filesz) {
+            let address = segment
+                .p_paddr
+                .saturating_add(offset.saturating_sub(segment.p_offset));
+            copy::into_ram(file, offset, length, ram, address)?;
+        }
     }
     Ok(LoadedKernel {
         entry,

@@ -1,7 +1,7 @@
 //! Where everything is in the guest-physical address space.
 //!
 //! ```text
-//! 0x0000_0000  RAM: boot data below 0xA_0000, the kernel from 1 MiB up, the initrd below the end
+//! 0x0000_0000  RAM: boot data below 0xA_0000, ACPI and MP tables at 0xE_0000, the kernel from 1 MiB up, the initrd below the end
 //! 0xC000_0000  32-bit PCI window
 //! 0xEC00_0000  PCI ECAM, bus 0
 //! 0xFEC0_0000  I/O APIC, local APICs at 0xFEE0_0000, KVM's TSS and identity map
@@ -34,12 +34,13 @@ pub const PAGE_TABLES_START: u64 = 0x8000;
 pub const CMDLINE_START: u64 = 0x2_0000;
 /// Room for the command line with its terminating zero; x86 Linux reads at most COMMAND_LINE_SIZE = 2048 bytes.
 pub const CMDLINE_MAX: usize = 2048;
-/// ACPI tables, in a range that the memory map calls reserved.
-pub const ACPI_START: u64 = 0x8_0000;
+/// ACPI tables, the RSDP first: where a PC has its firmware, which the memory map leaves out and where kernels that are
+/// not told look for the RSDP (ACPI 6.5 §5.2.5.1). There is RAM behind it here.
+pub const ACPI_START: u64 = 0xE_0000;
 /// End of the room for ACPI tables.
 pub const ACPI_END: u64 = MP_TABLE_START;
-/// MultiProcessor table, in the same reserved range.
-pub const MP_TABLE_START: u64 = 0x9_F000;
+/// MultiProcessor table, behind the ACPI tables.
+pub const MP_TABLE_START: u64 = 0xF_0000;
 
 /// End of the RAM below 4 GiB; the device hole follows.
 pub const RAM_HOLE_START: u64 = 3 * GIB;
@@ -125,7 +126,7 @@ pub fn round_up(value: u64, align: u64) -> Option<u64> {
 }
 
 const _: () = assert!(
-    PAGE_TABLES_START + 6 * 4 * KIB <= CMDLINE_START && CMDLINE_START + 2 * KIB <= ACPI_START
+    PAGE_TABLES_START + 6 * 4 * KIB <= CMDLINE_START && CMDLINE_START + 2 * KIB <= LOW_RAM_END
 );
 
 #[cfg(test)]

@@ -96,10 +96,6 @@ pub fn load(files: &BootFiles, ram: &GuestRam, size: u64) -> Result<Entry, BootE
         GuestAddress(layout::MP_TABLE_START),
     )
     .map_err(no_room)?;
-    // The extended BIOS data area's segment (IBM PC): kernels that are not told where the RSDP is look for it there.
-    let segment = u16::try_from(layout::ACPI_START >> 4).unwrap_or(0);
-    ram.write_obj(segment, GuestAddress(0x40E))
-        .map_err(no_room)?;
     ram.write_slice(
         files.cmdline.as_bytes(),
         GuestAddress(layout::CMDLINE_START),

@@ -29,14 +29,8 @@ pub type MapEntry = (u64, u64, u32);
 
 /// The memory map of a guest with `size` bytes of RAM.
 pub fn memory_map(size: u64) -> Vec<MapEntry> {
-    let mut map = vec![
-        (0, layout::ACPI_START, E820_RAM),
-        (
-            layout::ACPI_START,
-            layout::LOW_RAM_END - layout::ACPI_START,
-            E820_RESERVED,
-        ),
-    ];
+    // Few entries: while it maps its RAM, Linux searches the whole map for every 2 MiB of the first GiB, several times.
+    let mut map = vec![(0, layout::LOW_RAM_END, E820_RAM)];
     for (start, length) in layout::ram_ranges(size) {
         let skipped = if start == 0 {
             layout::HIGH_RAM_START

@@ -1,5 +1,6 @@
 //! The only module that talks to `/dev/kvm`.
 
+pub mod coalesced;
 pub mod cpuid;
 pub mod doorbell;
 pub mod irq;
@@ -165,7 +166,7 @@ impl Host {
     ///
     /// # Errors
     /// Too many vCPUs for this host, or KVM refused a step.
-    pub fn create_vm(&self, memory: &GuestMemory, vcpus: u8) -> Result<Arc<VmFd>, KvmError> {
+    pub fn create_vm(&self, memory: &GuestMemory, vcpus: u8) -> Result<Vm, KvmError> {
         let max = self.kvm.get_max_vcpus();
         if usize::from(vcpus) > max {
             return Err(KvmError::TooManyVcpus { asked: vcpus, max });
@@ -181,10 +182,21 @@ impl Host {
         let tss = usize::try_from(crate::boot::layout::TSS_START).unwrap_or(usize::MAX);
         vm.set_tss_address(tss)
             .map_err(refused("place the task state segment"))?;
+        let ring = coalesced::Ring::new(&self.kvm, &vm).map(Arc::new);
         vm.create_irq_chip()
             .map_err(refused("make the interrupt controllers"))?;
-        Ok(Arc::new(vm))
+        Ok(Vm {
+            fd: Arc::new(vm),
+            ring,
+        })
     }
+}
+
+/// A virtual machine of KVM.
+pub struct Vm {
+    pub fd: Arc<VmFd>,
+    /// Coalesced port writes, where KVM has them.
+    pub ring: Option<Arc<coalesced::Ring>>,
 }
 
 fn from_file(file: File) -> Kvm {

@@ -1,13 +1,16 @@
 //! One vCPU: its registers at the start, and its exits.
 
-use kvm_bindings::{
-    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu, kvm_lapic_state,
-    kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-};
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use std::sync::Arc;
 
-use super::{KvmError, msrs, refused};
+use kvm_bindings::{
+    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu,
+    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::coalesced::Ring;
+use super::{KvmError, Vm, msrs, refused};
 use crate::boot::layout;
 
 /// CR0.PE, CR0.ET, CR0.PG (Intel SDM 3A §2.5).
@@ -18,6 +21,8 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 /// EFER.LME and EFER.LMA (Intel SDM 3A §2.2.1).
 const EFER_LONG_MODE: u64 = 1 << 8 | 1 << 10;
+/// x87, SSE and AVX in XCR0 (Intel SDM 1 §13.3).
+const XCR0_VECTORS: u64 = 0b111;
 /// RFLAGS bit 1 is always set (Intel SDM 1 §3.4.3).
 const RFLAGS_FIXED: u64 = 2;
 
@@ -69,6 +74,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     index: u8,
     pristine: kvm_sregs,
+    ring: Option<Arc<Ring>>,
 }
 
 impl Vcpu {
@@ -76,8 +82,9 @@ impl Vcpu {
     ///
     /// # Errors
     /// KVM refused.
-    pub fn new(vm: &VmFd, index: u8) -> Result<Self, KvmError> {
+    pub fn new(vm: &Vm, index: u8) -> Result<Self, KvmError> {
         let fd = vm
+            .fd
             .create_vcpu(u64::from(index))
             .map_err(refused("make a vCPU"))?;
         let pristine = fd.get_sregs().map_err(refused("show a vCPU's registers"))?;
@@ -85,6 +92,7 @@ impl Vcpu {
             fd,
             index,
             pristine,
+            ring: vm.ring.clone(),
         })
     }
 
@@ -105,7 +113,30 @@ impl Vcpu {
         self.fd
             .set_cpuid2(&cpuid)
             .map_err(refused("set a vCPU's CPUID"))?;
+        self.enable_vectors(cpuid.as_slice());
         msrs::set_boot(&self.fd)
+    }
+
+    /// Switches on the x87, SSE and AVX state in XCR0, as firmware may leave it. KVM then has no XCR0 to swap at entries
+    /// and exits of a guest that uses what its host uses, and a CPU whose virtualization does not intercept XSETBV
+    /// (QEMU's emulation of AMD-V) cannot leave KVM with a wrong idea of it, on which Linux switches XSAVE off.
+    fn enable_vectors(&self, cpuid: &[kvm_cpuid_entry2]) {
+        let leaf = cpuid.iter().find(|e| e.function == 0xD && e.index == 0);
+        let Some(supported) = leaf
+            .map(|entry| u64::from(entry.eax) & XCR0_VECTORS)
+            .filter(|bits| *bits != 0)
+        else {
+            return;
+        };
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        if let Some(xcr0) = xcrs.xcrs.first_mut() {
+            xcr0.value = supported;
+        }
+        // Refused where the CPU has no XSAVE; the guest then has none either.
+        let _ = self.fd.set_xcrs(&xcrs);
     }
 
     /// Points the boot CPU at the kernel. The other vCPUs wait for their INIT and SIPI.
@@ -186,15 +217,9 @@ impl Vcpu {
             ..Default::default()
         };
         self.fd.set_fpu(&fpu).map_err(refused(what))?;
-        let mut xcrs = kvm_xcrs {
-            nr_xcrs: 1,
-            ..Default::default()
-        };
-        if let Some(xcr0) = xcrs.xcrs.first_mut() {
-            xcr0.value = 1;
+        if let Ok(cpuid) = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES) {
+            self.enable_vectors(cpuid.as_slice());
         }
-        // Refused where the CPU has no XSAVE; then there is nothing to bring back either.
-        let _ = self.fd.set_xcrs(&xcrs);
         let debug = kvm_debugregs {
             dr6: 0xFFFF_0FF0,
             dr7: 0x400,
@@ -264,6 +289,11 @@ impl Vcpu {
         }
         // SAFETY: the exit reason says that the union holds `io`.
         let io = unsafe { run.__bindgen_anon_1.io };
+        if let Some(ring) = &self.ring
+            && Ring::concerns(io.port)
+        {
+            ring.drain(run, buses);
+        }
         let width = usize::from(io.size);
         let length = usize::try_from(io.count).unwrap_or(0).saturating_mul(width);
         let Ok(offset) = usize::try_from(io.data_offset) else {

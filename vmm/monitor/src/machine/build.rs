@@ -45,9 +45,10 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
     let memory = Arc::new(GuestMemory::new(&config.memory, files)?);
     let vcpu_count = config.cpus.count();
     let vm = host.create_vm(&memory, vcpu_count)?;
+    let vm_fd = Arc::clone(&vm.fd);
     let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_exit));
     let shared = Arc::new(Shared::<MachineBuses> {
-        vm: Arc::clone(&vm),
+        vm,
         supported: host.supported_cpuid().clone(),
         topology: Topology::new(config.cpus),
         tsc_deadline: host.tsc_deadline(),
@@ -63,7 +64,7 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
         unfinished.threads.push(vcpus::spawn(&shared, index)?);
     }
     let window = layout::pci_window_64(memory.size(), cpuid::physical_bits(host.supported_cpuid()));
-    let (devices, buses) = Devices::new(config, files, &memory, &vm, window, &control)?;
+    let (devices, buses) = Devices::new(config, files, &memory, &vm_fd, window, &control)?;
     boot_files.vcpus = vcpu_count;
     boot_files.acpi = acpi::tables(Platform {
         vcpus: vcpu_count,

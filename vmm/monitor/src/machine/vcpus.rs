@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::VmFd;
 
 use super::build::Restart;
 use super::control::{Control, Next};
 use super::kick::Kickable;
 use super::{ExitReason, MachineError};
-use crate::kvm::KvmError;
 use crate::kvm::cpuid::{self, Timing, Topology};
 use crate::kvm::vcpu::{Buses, Exit, Vcpu};
+use crate::kvm::{KvmError, Vm};
 
 /// Types of KVM_EXIT_SYSTEM_EVENT (api.rst).
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -24,7 +23,7 @@ const STACK_BYTES: usize = 256 << 10;
 
 /// What every vCPU thread needs.
 pub struct Shared<B> {
-    pub vm: Arc<VmFd>,
+    pub vm: Vm,
     pub supported: CpuId,
     pub topology: Topology,
     pub tsc_deadline: bool,

@@ -1,1 +1,176 @@
 use super::*;
+
+const WINDOW: PciWindow64 = PciWindow64 {
+    start: 0x40_0000_0000,
+    end: 0xFD_0000_0000,
+};
+
+fn block(vcpus: u8, window: Option<PciWindow64>) -> Vec<u8> {
+    tables(Platform {
+        vcpus,
+        pci_window_64: window,
+    })
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// The table at a guest-physical address, its checksum verified.
+fn table(block: &[u8], address: u64) -> &[u8] {
+    let at = (address - layout::ACPI_START) as usize;
+    let length = u32_at(block, at + 4) as usize;
+    let table = &block[at..at + length];
+    assert_eq!(sum(table), 0, "{:?}", &table[..4]);
+    table
+}
+
+/// What the XSDT lists, by signature.
+fn find<'a>(block: &'a [u8], signature: &[u8; 4]) -> &'a [u8] {
+    let xsdt = table(block, u64_at(block, 24));
+    assert_eq!(&xsdt[..4], b"XSDT");
+    let entries = xsdt[36..].chunks(8).map(|entry| u64_at(entry, 0));
+    entries
+        .map(|address| table(block, address))
+        .find(|table| &table[..4] == signature)
+        .unwrap()
+}
+
+fn dsdt(block: &[u8]) -> &[u8] {
+    table(block, u64_at(find(block, b"FACP"), 140))
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}
+
+#[test]
+fn every_table_is_reached_from_the_rsdp_with_a_valid_checksum() {
+    for vcpus in [1, 2, 32] {
+        let block = block(vcpus, Some(WINDOW));
+        assert_eq!(&block[..8], b"RSD PTR ");
+        assert_eq!(sum(&block[..20]), 0);
+        assert_eq!(sum(&block[..36]), 0);
+        for signature in [b"FACP", b"APIC", b"MCFG"] {
+            find(&block, signature);
+        }
+        assert_eq!(&dsdt(&block)[..4], b"DSDT");
+        assert!((block.len() as u64) < layout::ACPI_END - layout::ACPI_START);
+    }
+}
+
+#[test]
+fn the_madt_lists_every_vcpu_once_and_the_io_apic() {
+    for vcpus in 1..=32_u8 {
+        let block = block(vcpus, None);
+        let madt = find(&block, b"APIC");
+        assert_eq!(u32_at(madt, 36), layout::LOCAL_APIC_START);
+        let mut apic_ids = Vec::new();
+        let mut io_apics = Vec::new();
+        let mut at = 44;
+        while at < madt.len() {
+            match madt[at] {
+                0 => {
+                    assert_eq!(u32_at(madt, at + 4), 1, "enabled");
+                    apic_ids.push(madt[at + 3]);
+                }
+                1 => io_apics.push((u32_at(madt, at + 4), u32_at(madt, at + 8))),
+                other => panic!("unexpected structure {other}"),
+            }
+            at += usize::from(madt[at + 1]);
+        }
+        assert_eq!(apic_ids, (0..vcpus).collect::<Vec<_>>());
+        assert_eq!(io_apics, [(layout::IO_APIC_START, 0)]);
+    }
+}
+
+#[test]
+fn the_mcfg_covers_bus_0_only() {
+    let block = block(1, None);
+    let mcfg = find(&block, b"MCFG");
+    assert_eq!(u64_at(mcfg, 44), layout::ECAM_START);
+    assert_eq!(mcfg[52..56], [0, 0, 0, 0], "segment 0, buses 0 to 0");
+    assert_eq!(mcfg.len(), 60);
+}
+
+#[test]
+fn the_fadt_is_hardware_reduced_and_names_the_power_registers() {
+    let block = block(1, None);
+    let fadt = find(&block, b"FACP");
+    let flags = u32_at(fadt, 112);
+    assert_ne!(flags & 1 << 20, 0, "HW_REDUCED_ACPI");
+    assert_ne!(flags & 1 << 10, 0, "RESET_REG_SUP");
+    let register = |at: usize| (fadt[at], fadt[at + 1], u64_at(fadt, at + 4));
+    assert_eq!(register(116), (1, 8, power::RESET));
+    assert_eq!(fadt[128], power::RESET_VALUE);
+    assert_eq!(register(244), (1, 8, power::SLEEP_CONTROL));
+    assert_eq!(register(256), (1, 8, power::SLEEP_STATUS));
+}
+
+#[test]
+fn the_dsdt_has_the_devices_that_linux_binds_to() {
+    let block = block(1, Some(WINDOW));
+    let dsdt = dsdt(&block);
+    for name in [
+        &b"PCI0"[..],
+        b"COM1",
+        b"PWRB",
+        b"GED_",
+        b"ACPI0013\0",
+        b"QEMU0001\0",
+        b"_S5_",
+        b"_EVT",
+    ] {
+        assert!(contains(dsdt, name), "{}", String::from_utf8_lossy(name));
+    }
+    // Value of an EISA id in AML: PNP0A08, PNP0501, PNP0C0C (ACPI 6.5 §19.6.36).
+    for id in [0x080A_D041_u32, 0x0105_D041, 0x0C0C_D041] {
+        assert!(contains(dsdt, &id.to_le_bytes()), "{id:#x}");
+    }
+    let off = [
+        b'_',
+        b'S',
+        b'5',
+        b'_',
+        0x12,
+        0x07,
+        0x04,
+        0x0A,
+        power::SLEEP_TYPE_S5,
+    ];
+    assert!(contains(dsdt, &off));
+}
+
+#[test]
+fn the_host_bridge_has_the_windows_of_the_layout() {
+    let with = block(1, Some(WINDOW));
+    // QWord memory descriptor: minimum and maximum (ACPI 6.5 §6.4.3.5.1).
+    let mut range = WINDOW.start.to_le_bytes().to_vec();
+    range.extend_from_slice(&(WINDOW.end - 1).to_le_bytes());
+    assert!(contains(dsdt(&with), &range));
+    let mut range_32 = (layout::PCI_WINDOW_32.start as u32).to_le_bytes().to_vec();
+    range_32.extend_from_slice(&(layout::PCI_WINDOW_32.end as u32 - 1).to_le_bytes());
+    assert!(contains(dsdt(&with), &range_32));
+    let without = block(1, None);
+    assert!(!contains(dsdt(&without), &WINDOW.start.to_le_bytes()));
+    assert!(contains(dsdt(&without), &range_32));
+}
+
+#[test]
+fn the_panic_device_has_the_one_port_of_pvpanic() {
+    let block = block(1, None);
+    // IO descriptor: decode 16, minimum, maximum, alignment, length (ACPI 6.5 §6.4.2.5).
+    let port = PVPANIC_PORT.to_le_bytes();
+    let descriptor = [0x47, 1, port[0], port[1], port[0], port[1], 1, 1];
+    assert!(contains(dsdt(&block), &descriptor));
+}

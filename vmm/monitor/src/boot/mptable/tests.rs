@@ -24,7 +24,7 @@ fn the_table_lists_every_vcpu_and_fits_its_place() {
             usize::from(u16::from_le_bytes([table[4], table[5]])),
             table.len()
         );
-        assert!(layout::MP_TABLE_START + table.len() as u64 <= layout::LOW_RAM_END);
+        assert!(layout::MP_TABLE_START + table.len() as u64 <= layout::HIGH_RAM_START);
         let count = u16::from_le_bytes([table[34], table[35]]);
         let (mut at, mut seen, mut cpus) = (HEADER_BYTES, 0, Vec::new());
         while at < table.len() {
