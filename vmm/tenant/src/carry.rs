@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use fief_agent_proto::{Connection, WriteFile};
 use fief_host::EmulatedHost;
 use fief_host::qemu::Hardware;
-use fief_images::{Images, Kind, Progress, Unit};
+use fief_images::{Images, Kind, Progress, Silent, Unit};
 
 use crate::cli::{Context, Error, OWN_FAILURE, Result, prepare, remote};
 use crate::progress::Shown;
@@ -37,29 +37,39 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
     let progress = Shown::default();
     let images = context.images()?;
     start(context, &images, None, &progress)?;
+    let mut along = take_along(context, &images, needs, &progress)?;
+    // Until here Ctrl-C just ends this process. Before the first connection, whose thread inherits what is blocked.
+    let signals = Signals::take_over()?;
     let connection = EmulatedHost::open(context.state()).connect()?;
-    let mut replaced = Vec::new();
-    let names = take_along(
-        context,
-        &images,
-        needs,
-        &connection,
-        &mut replaced,
-        &progress,
-    )?;
-    let names: Vec<_> = names
+    if let Some((given, path)) = along.kernel.take() {
+        along
+            .replaced
+            .push((given, send(&connection, &path, &progress)?));
+    }
+    let names: Vec<_> = along
+        .names
         .iter()
         .map(|(kind, name)| (*kind, name.as_str()))
         .collect();
     copy_in(context, &images, &names, &progress)?;
     drop(progress);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &replaced));
+    let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &along.replaced));
     request.env.extend(needs.env.iter().cloned());
-    let signals = Signals::take_over()?;
     // The fief inside counts the same signals, and does what is to be done.
     let code = attend(&connection, request, needs.streams, &signals, &|| ()).map_err(remote)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
+}
+
+/// What goes along with a command line.
+#[derive(Debug, Default)]
+struct Along {
+    /// Images and kernels, by name.
+    names: Vec<(Kind, String)>,
+    /// A kernel file: the word on the command line, and where it is.
+    kernel: Option<(String, PathBuf)>,
+    /// Words that are others inside.
+    replaced: Vec<(String, String)>,
 }
 
 /// Starts the emulated host, or finds that it runs.
@@ -72,6 +82,12 @@ pub fn start(
     let mut keeper = Command::new(std::env::current_exe()?);
     keeper.args(["host", "keep"]);
     let host = EmulatedHost::open(context.state());
+    // One that runs needs no bar: it is a matter of milliseconds.
+    let progress: &dyn Progress = if host.status().running {
+        &Silent
+    } else {
+        progress
+    };
     Ok(host.start(hardware, images, context.agent(), keeper, progress)?)
 }
 
@@ -103,33 +119,33 @@ pub fn copy_in(
     Ok(host.synchronise(&connection, &binaries, images, names, progress)?)
 }
 
-/// Finds or makes what the command line names; `replaced` gets the words that must be others inside.
+/// Finds or makes what the command line names.
 fn take_along(
     context: &Context,
     images: &Images,
     needs: &Needs,
-    connection: &Connection,
-    replaced: &mut Vec<(String, String)>,
     progress: &Shown,
-) -> Result<Vec<(Kind, String)>> {
-    let mut names = Vec::new();
+) -> Result<Along> {
+    let mut along = Along::default();
     if let Some(given) = &needs.image {
         let image = prepare::image(images, given, progress)?;
         if *given != image.name {
-            replaced.push((given.clone(), image.name.clone()));
+            along.replaced.push((given.clone(), image.name.clone()));
         }
-        names.push((Kind::Rootfs, image.name));
+        along.names.push((Kind::Rootfs, image.name));
     }
     if let Some(given) = &needs.kernel {
         let choice = prepare::kernel_choice(given)?;
         let (kernel, initramfs) = prepare::initramfs(images, context, &choice, progress)?;
-        names.push((Kind::Kernel, kernel.kind.name().to_owned()));
-        names.push((Kind::Initramfs, initramfs.name));
+        along
+            .names
+            .push((Kind::Kernel, kernel.kind.name().to_owned()));
+        along.names.push((Kind::Initramfs, initramfs.name));
         if let KernelChoice::Path(path) = choice {
-            replaced.push((given.clone(), send(connection, &path, progress)?));
+            along.kernel = Some((given.clone(), path));
         }
     }
-    Ok(names)
+    Ok(along)
 }
 
 /// Copies a file inside; its path there, which is that of its content.

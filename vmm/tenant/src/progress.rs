@@ -8,7 +8,7 @@ use fief_images::{Progress, Unit};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Steps shorter than this are not worth a line.
-const WORTH_A_LINE: Duration = Duration::from_millis(400);
+const WORTH_A_LINE: Duration = Duration::from_secs(3);
 
 /// Shows steps as they come.
 #[derive(Debug, Default)]

@@ -79,7 +79,11 @@ impl Demo {
         self.fief(&["ps"])?;
         self.say("Each has its own Linux, and root in it:")?;
         for name in NAMES {
-            let script = "uname -nr; id; grep PRETTY_NAME /etc/os-release";
+            let script = if image == "debian" {
+                "uname -nr; id; grep PRETTY_NAME /etc/os-release"
+            } else {
+                "uname -nr; id"
+            };
             self.fief(&["exec", name, "--", "sh", "-c", script])?;
         }
         if image == "debian" {
