@@ -43,7 +43,7 @@ impl Topology {
 
     /// APIC id bits that number the thread within its core.
     fn thread_bits(self) -> u32 {
-        u32::from(self.threads_per_core.trailing_zeros())
+        self.threads_per_core.trailing_zeros()
     }
 
     /// APIC id bits that number the thread within the package.

@@ -26,7 +26,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, SerialConfig, VmConfig};
+use crate::config::{DriveConfig, SerialConfig, VmConfig, VsockConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -210,11 +210,22 @@ impl Devices {
             function.pause();
         }
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Serial::Running(place) = std::mem::replace(&mut *serial, Serial::Lost)
-            && let Some(mut handler) = place.remove()
-        {
+        match std::mem::replace(&mut *serial, Serial::Lost) {
+            Serial::Running(place) => {
+                if let Some(handler) = place.remove() {
+                    *serial = Serial::Idle(handler);
+                }
+            }
+            other => *serial = other,
+        }
+    }
+
+    /// Stops the workers for good and writes what is left of the serial output.
+    pub fn finish(&self) {
+        self.pause();
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Serial::Idle(handler) = &mut *serial {
             handler.flush(SERIAL_PATIENCE);
-            *serial = Serial::Idle(handler);
         }
     }
 
@@ -251,12 +262,24 @@ fn virtio_models(
         models.push(Box::new(block(drive, files)?));
     }
     if let Some(vsock) = &config.vsock {
-        models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
+        models.push(Box::new(vsock_model(vsock, files)?));
     }
     if config.entropy {
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
     }
     Ok(models)
+}
+
+fn vsock_model(config: &VsockConfig, files: &Files) -> Result<Vsock, VsockError> {
+    let path = &config.uds_path;
+    let listener = files.listen(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => VsockError::Exists(path.clone()),
+        _ => VsockError::Socket {
+            path: path.clone(),
+            source,
+        },
+    })?;
+    Vsock::with_listener(config.guest_cid, path, listener)
 }
 
 fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {

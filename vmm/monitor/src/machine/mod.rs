@@ -110,6 +110,6 @@ impl Drop for Machine {
                 tracing::error!("a vCPU thread panicked");
             }
         }
-        self.devices.pause();
+        self.devices.finish();
     }
 }

@@ -1,0 +1,299 @@
+//! Whole machines.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use fief_vmm::config::{
+    BootConfig, CpuConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig, VmConfig,
+};
+use fief_vmm::machine::files::Files;
+use fief_vmm::machine::{ExitReason, Machine};
+
+use crate::payload::Payload;
+
+/// A payload that hangs fails its test after this long instead of stopping the whole run.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
+    let kernel = directory.join("payload");
+    fs::write(&kernel, payload.elf()).unwrap();
+    VmConfig {
+        cpus: CpuConfig::new(vcpus, false).unwrap(),
+        memory: MemoryConfig {
+            size_mib: 8,
+            backing: MemoryBacking::Anonymous { huge: true },
+        },
+        boot: BootConfig {
+            kernel,
+            initrd: None,
+            args: "some args".into(),
+        },
+        drives: Vec::new(),
+        vsock: None,
+        entropy: false,
+        serial: SerialConfig::File(directory.join("serial")),
+        on_reboot: OnReboot::Exit,
+    }
+}
+
+fn build(config: &VmConfig) -> (Machine, Receiver<ExitReason>) {
+    let (sender, receiver) = channel();
+    let on_exit = Box::new(move |reason| sender.send(reason).unwrap());
+    let machine = Machine::build(config, &Files::new(), on_exit).unwrap_or_else(|e| panic!("{e}"));
+    (machine, receiver)
+}
+
+/// Runs `payload` to its end: why it ended, and what it printed.
+fn run(payload: &Payload, vcpus: u64) -> (ExitReason, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), payload, vcpus);
+    let (machine, exit) = build(&config);
+    machine.resume().unwrap();
+    let reason = exit.recv_timeout(PATIENCE).expect("the payload hangs");
+    machine.stop();
+    let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
+    (reason, printed)
+}
+
+#[test]
+fn a_payload_prints_and_powers_off() {
+    let (reason, printed) = run(&Payload::new().print("hello").power_off(), 1);
+    assert_eq!((reason, printed.as_str()), (ExitReason::PowerOff, "hello"));
+}
+
+#[test]
+fn the_entry_state_is_that_of_linux() {
+    let payload = Payload::new()
+        // cmp rsi, 0x1000: the zero page
+        .raw(&[0x48, 0x81, 0xFE, 0x00, 0x10, 0x00, 0x00])
+        .jne_fail()
+        // cmp dword [rsi + 0x202], "HdrS"
+        .raw(&[0x81, 0xBE, 0x02, 0x02, 0x00, 0x00])
+        .raw(b"HdrS")
+        .jne_fail()
+        // mov ebx, [rsi + 0x228]; mov eax, [rbx]: the command line
+        .raw(&[0x8B, 0x9E, 0x28, 0x02, 0x00, 0x00])
+        .load_eax()
+        .expect_eax(u32::from_le_bytes(*b"some"))
+        // mov rbx, [rsi + 0x70]; mov eax, [rbx]: the RSDP
+        .raw(&[0x48, 0x8B, 0x5E, 0x70])
+        .load_eax()
+        .expect_eax(u32::from_le_bytes(*b"RSD "))
+        // mov eax, cs; then mov eax, ss
+        .raw(&[0x8C, 0xC8])
+        .expect_eax(0x10)
+        .raw(&[0x8C, 0xD0])
+        .expect_eax(0x18)
+        .print("ok")
+        .power_off();
+    assert_eq!(run(&payload, 1), (ExitReason::PowerOff, "ok".into()));
+}
+
+#[test]
+fn pci_is_reached_by_ports_and_by_ecam() {
+    let host_bridge = 0x0008_1B36;
+    let payload = Payload::new()
+        .out32(0xCF8, 0x8000_0000)
+        .in32(0xCFC)
+        .expect_eax(host_bridge)
+        // Only the last of several addresses counts, and a slot without function reads as ones.
+        .out32(0xCF8, 0x8000_0000)
+        .out32(0xCF8, 0x8000_F800)
+        .in32(0xCFC)
+        .expect_eax(u32::MAX)
+        .out32(0xCF8, 0x8000_0000)
+        .in32(0xCF8)
+        .expect_eax(0x8000_0000)
+        .rbx(0xEC00_0000)
+        .load_eax()
+        .expect_eax(host_bridge)
+        .print("ok")
+        .power_off();
+    assert_eq!(run(&payload, 1), (ExitReason::PowerOff, "ok".into()));
+}
+
+#[test]
+fn more_addresses_than_kvm_keeps_in_its_ring_lose_none() {
+    // mov ecx, 1000; L: out dx, eax; dec ecx; jnz L
+    let payload = Payload::new()
+        .raw(&[0xB9, 0xE8, 0x03, 0x00, 0x00, 0x66, 0xBA, 0xF8, 0x0C])
+        .raw(&[0xB8, 0x00, 0xF8, 0x00, 0x80, 0xEF, 0xFF, 0xC9, 0x75, 0xFB])
+        .out32(0xCF8, 0x8000_0000)
+        .in32(0xCFC)
+        .expect_eax(0x0008_1B36)
+        .power_off();
+    assert_eq!(run(&payload, 1).0, ExitReason::PowerOff);
+}
+
+#[test]
+fn accesses_where_nothing_is_read_as_ones_and_go_nowhere() {
+    let payload = Payload::new()
+        .out32(0x80, 7)
+        .in32(0x80)
+        .expect_eax(u32::MAX)
+        .rbx(0xE000_0000)
+        .store32(7)
+        .load_eax()
+        .expect_eax(u32::MAX)
+        .power_off();
+    assert_eq!(run(&payload, 1).0, ExitReason::PowerOff);
+}
+
+#[test]
+fn every_way_of_asking_for_a_reset_ends_the_machine_as_reboot() {
+    for (port, value) in [(0x64, 0xFE), (0x602, 1)] {
+        let payload = Payload::new().out8(port, value).halt();
+        assert_eq!(run(&payload, 1).0, ExitReason::Reboot, "port {port:#x}");
+    }
+}
+
+#[test]
+fn a_panic_is_reported() {
+    let payload = Payload::new().print("oops").out8(0x505, 1).halt();
+    assert_eq!(run(&payload, 1), (ExitReason::Panic, "oops".into()));
+}
+
+#[test]
+fn a_triple_fault_is_reported() {
+    // ud2, and no IDT
+    let payload = Payload::new().raw(&[0x0F, 0x0B]).halt();
+    assert_eq!(run(&payload, 1).0, ExitReason::TripleFault);
+}
+
+#[test]
+fn a_restart_in_place_starts_over_with_clean_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    // Memory that a first run has dirtied must read as zero in the next.
+    let payload = Payload::new()
+        .rbx(0x40_0000)
+        .load_eax()
+        .expect_eax(0)
+        .store32(0x55)
+        .print("x")
+        .out8(0x64, 0xFE)
+        .halt();
+    let mut config = config(directory.path(), &payload, 2);
+    config.on_reboot = OnReboot::Restart;
+    let fifo = directory.path().join("fifo");
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(status.unwrap().success());
+    config.serial = SerialConfig::File(fifo.clone());
+    let (machine, exit) = build(&config);
+    let mut reader = fs::File::open(&fifo).unwrap();
+    machine.resume().unwrap();
+    let mut printed = [0; 5];
+    reader.read_exact(&mut printed).unwrap();
+    assert_eq!(&printed, b"xxxxx");
+    machine.stop();
+    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+}
+
+#[test]
+fn pausing_stands_still_and_resuming_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    // Prints for ever.
+    let payload = Payload::new().raw(&[0x66, 0xBA, 0xF8, 0x03, 0xB0, b'y', 0xEE, 0xEB, 0xFD]);
+    let mut config = config(directory.path(), &payload, 2);
+    let fifo = directory.path().join("fifo");
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(status.unwrap().success());
+    config.serial = SerialConfig::File(fifo.clone());
+    let (machine, exit) = build(&config);
+    let mut reader = fs::File::open(&fifo).unwrap();
+    machine.resume().unwrap();
+    for _ in 0..3 {
+        let mut printed = [0; 100];
+        reader.read_exact(&mut printed).unwrap();
+        machine.pause().unwrap();
+        machine.pause().unwrap();
+        machine.resume().unwrap();
+    }
+    machine.stop();
+    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+}
+
+#[test]
+fn a_machine_that_has_ended_neither_pauses_nor_resumes() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &Payload::new().power_off(), 1);
+    let (machine, exit) = build(&config);
+    machine.resume().unwrap();
+    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    assert!(machine.resume().is_err());
+    assert!(machine.pause().is_err());
+}
+
+#[test]
+fn the_power_button_leaves_its_event_in_the_register() {
+    // Waits for the event, prints, powers off. `in al, dx; test al, al; jz back` at port 0x603.
+    let payload = Payload::new()
+        .raw(&[0x66, 0xBA, 0x03, 0x06, 0xEC, 0x84, 0xC0, 0x74, 0xFB])
+        // cmp al, 1
+        .raw(&[0x3C, 0x01])
+        .jne_fail()
+        // Reading has forgotten it.
+        .raw(&[0xEC, 0x3C, 0x00])
+        .jne_fail()
+        .print("pressed")
+        .power_off();
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &payload, 1);
+    let (machine, exit) = build(&config);
+    machine.resume().unwrap();
+    machine.press_power_button();
+    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    machine.stop();
+    let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
+    assert_eq!(printed, "pressed");
+}
+
+#[test]
+fn a_second_vcpu_starts_where_its_sipi_says() {
+    // Real-mode code for the second vCPU at 0x7000: mov byte [0x7800], 1 (DS is 0); hlt.
+    let ap = [0xC6, 0x06, 0x00, 0x78, 0x01, 0xF4, 0xEB, 0xFD];
+    let mut payload = Payload::new();
+    for (at, bytes) in (0x7000..).step_by(4).zip(ap.chunks(4)) {
+        let word = u32::from_le_bytes(bytes.try_into().unwrap());
+        payload = payload.rbx(at).store32(word);
+    }
+    let payload = payload
+        // Local APIC on, then INIT and SIPI with vector 7 to APIC id 1 (Intel SDM 3A §11.6.1).
+        .rbx(0xFEE0_00F0)
+        .store32(0x1FF)
+        .rbx(0xFEE0_0310)
+        .store32(1 << 24)
+        .rbx(0xFEE0_0300)
+        .store32(0x4500)
+        .rbx(0xFEE0_0310)
+        .store32(1 << 24)
+        .rbx(0xFEE0_0300)
+        .store32(0x4607)
+        // mov rbx, 0x7800; L: cmp byte [rbx], 1; jne L
+        .rbx(0x7800)
+        .raw(&[0x80, 0x3B, 0x01, 0x75, 0xFB])
+        .print("two")
+        .power_off();
+    assert_eq!(run(&payload, 2), (ExitReason::PowerOff, "two".into()));
+}
+
+#[test]
+fn machines_of_1_to_32_vcpus_can_be_built() {
+    for vcpus in [1, 2, 3, 32] {
+        let payload = Payload::new().print("n").power_off();
+        assert_eq!(run(&payload, vcpus), (ExitReason::PowerOff, "n".into()));
+    }
+}
+
+#[test]
+fn a_kernel_that_is_none_ends_the_building_with_its_path_and_reports_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &Payload::new(), 2);
+    fs::write(&config.boot.kernel, b"\x7FELF").unwrap();
+    let failed = Machine::build(&config, &Files::new(), Box::new(|_| panic!("nothing ran")));
+    let error = failed.err().expect("no kernel").to_string();
+    let path = config.boot.kernel.display().to_string();
+    assert!(error.starts_with(&path), "{error}");
+}
