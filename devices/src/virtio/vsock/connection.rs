@@ -1,296 +1,446 @@
-//! One stream between a program on the host and one in the guest.
+//! One stream between a port of the guest and a unix socket of the host.
 
-use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::Timeouts;
+use super::credit::{BUF_ALLOC, GuestRoom, OurRoom};
+use super::handshake;
+use super::outbound::Outbound;
+use super::packet::{HOST_CID, Header, Key, TYPE_STREAM, op, shutdown};
+use super::unix::{self, Received};
+use crate::virtio::segments::Segments;
 
-/// Bytes that a guest may send ahead of the program on the host: what we advertise as our receive buffer.
-pub const BUFFER_BYTES: u32 = 64 << 10;
-
-/// Names a connection: ports on the host's and on the guest's side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
-    pub host_port: u32,
-    pub guest_port: u32,
-}
-
-/// How far a connection is.
+/// What is to become of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// The guest was asked and has not answered.
-    Requested,
-    /// Data may flow.
-    Open,
-    /// The host's program is gone; the guest was told, and has to confirm with a reset.
-    Closing,
+#[must_use]
+pub(super) enum Verdict {
+    Keep,
+    /// It is over, and the guest has to be told by an RST.
+    Reset,
+    /// It is over, and the guest knows or never knew.
+    Gone,
 }
 
-/// The guest sent more than it was allowed to.
-#[derive(Debug)]
-pub struct Overrun;
+/// Who has to do the next step of opening it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// We send this: REQUEST or RESPONSE.
+    Send(u16),
+    /// The guest answers our REQUEST.
+    Await,
+    Done,
+}
 
-/// One connection.
-pub struct Connection {
+pub(super) struct Connection {
     pub stream: UnixStream,
-    pub stage: Stage,
-    /// When a stage that waits for the guest is given up.
-    pub deadline: Option<Instant>,
-    /// What the guest sent and the program on the host has not taken. At most [`BUFFER_BYTES`].
-    outgoing: VecDeque<u8>,
-    /// The stream may have data: it is read when there is a receive buffer and credit, and not watched meanwhile.
-    pub readable: bool,
-    /// The stream has hung up: it is not watched at all any more.
-    pub hung_up: bool,
-    /// The end of the stream was read, and the guest was told that no more comes.
-    pub finished_reading: bool,
-    /// What the guest has shut down.
+    key: Key,
+    opening: Opening,
+    guest_room: GuestRoom,
+    our_room: OurRoom,
+    outbound: Outbound,
+    /// The socket may have something to read; not watched for it while that is so.
+    readable: bool,
+    /// The host program sends nothing more.
+    host_sent_all: bool,
+    /// The host program receives nothing more.
+    host_receives_none: bool,
+    /// The socket is closed on both sides and would show that again and again.
+    hung_up: bool,
+    /// What the guest has said that it will not do any more; see [`shutdown`].
     guest_shutdown: u32,
-    /// The write side of the stream was shut down after the guest's.
-    finished_writing: bool,
-    /// Bytes sent to the guest, modulo 2^32.
-    sent: u32,
-    /// Size of the guest's buffer and what it has taken from it, as it last said.
-    guest_buffer: u32,
-    guest_forwarded: u32,
-    /// The guest was asked for credit and has not answered.
-    pub credit_requested: bool,
-    /// Bytes passed on to the program on the host, modulo 2^32; and what of it the guest was last told.
-    pub forwarded: u32,
-    pub told_forwarded: u32,
-    /// What the stream is watched for.
-    watched: Option<EventSet>,
+    /// What the guest was told that the host will not do any more.
+    told_shutdown: u32,
+    /// The guest has forgotten the connection; what it had sent is still on its way to the host program.
+    guest_gone: bool,
+    /// The guest asked how much room there is.
+    credit_wanted: bool,
+    /// The guest was asked for room and has not given any.
+    credit_asked: bool,
+    /// When patience with a step of opening or closing ends.
+    pub deadline: Option<Instant>,
+    /// It is in the list of connections that have something for the guest.
+    pub queued: bool,
+    /// It is in the list of connections whose interest may have changed.
+    pub touched: bool,
+    /// What the socket is watched for; hang-up is always included.
+    pub watched: Option<EventSet>,
 }
 
 impl Connection {
-    /// A connection over `stream`, which must not block.
-    pub fn new(stream: UnixStream, stage: Stage) -> Self {
+    /// A connection from a host program to the guest. `watched` is what its socket is watched for already.
+    pub fn to_guest(
+        key: Key,
+        stream: UnixStream,
+        watched: Option<EventSet>,
+        deadline: Instant,
+    ) -> Self {
+        let mut connection = Self::new(key, stream, op::REQUEST);
+        connection.watched = watched;
+        connection.deadline = Some(deadline);
+        connection
+    }
+
+    /// A connection from the guest, by its `request`, to a host program.
+    pub fn to_host(request: &Header, stream: UnixStream) -> Self {
+        let mut connection = Self::new(request.key_from_guest(), stream, op::RESPONSE);
+        connection.note_credit(request);
+        connection
+    }
+
+    fn new(key: Key, stream: UnixStream, first: u16) -> Self {
         Self {
             stream,
-            stage,
-            deadline: None,
-            outgoing: VecDeque::new(),
-            readable: false,
+            key,
+            opening: Opening::Send(first),
+            guest_room: GuestRoom::default(),
+            our_room: OurRoom::default(),
+            outbound: Outbound::default(),
+            readable: true,
+            host_sent_all: false,
+            host_receives_none: false,
             hung_up: false,
-            finished_reading: false,
             guest_shutdown: 0,
-            finished_writing: false,
-            sent: 0,
-            guest_buffer: 0,
-            guest_forwarded: 0,
-            credit_requested: false,
-            forwarded: 0,
-            told_forwarded: 0,
+            told_shutdown: 0,
+            guest_gone: false,
+            credit_wanted: false,
+            credit_asked: false,
+            deadline: None,
+            queued: false,
+            touched: false,
             watched: None,
         }
     }
 
-    /// Takes note of the credit that every packet of the guest carries (virtio 1.3 §5.10.6.3).
-    pub fn note_credit(&mut self, header: &Header) {
-        self.guest_buffer = header.buffer_size;
-        self.guest_forwarded = header.forwarded;
-        self.credit_requested = false;
+    /// The worker has changed: nothing is watched, anything may have happened, and patience begins anew.
+    pub fn reregister(&mut self, timeouts: &Timeouts) {
+        self.watched = None;
+        self.readable = true;
+        let patience = match self.opening {
+            Opening::Done => timeouts.linger,
+            _ => timeouts.request,
+        };
+        self.deadline = self.deadline.map(|_| Instant::now() + patience);
     }
 
-    /// Bytes that the guest has room for. A guest whose numbers make no sense gets nothing.
-    pub fn credit(&self) -> u32 {
-        let in_flight = self.sent.wrapping_sub(self.guest_forwarded);
-        self.guest_buffer.saturating_sub(in_flight)
+    /// Takes over the credit that every packet of the guest carries.
+    fn note_credit(&mut self, header: &Header) {
+        self.guest_room.update(header.buf_alloc, header.fwd_cnt);
+        self.credit_asked &= self.guest_room.free() == 0;
     }
 
-    /// There may be something to read for the guest, and it may be told.
-    pub fn wants_to_send(&self) -> bool {
-        self.stage == Stage::Open
-            && (self.readable || self.hung_up)
-            && !self.finished_reading
-            && self.guest_shutdown & SHUTDOWN_RECEIVE == 0
+    /// A packet from the guest with `header.len` bytes of payload.
+    pub fn handle(
+        &mut self,
+        header: &Header,
+        payload: &mut Segments,
+        timeouts: &Timeouts,
+    ) -> Verdict {
+        self.note_credit(header);
+        match (header.op, self.opening) {
+            (op::RST, _) => self.forgotten(),
+            (op::CREDIT_UPDATE, _) => Verdict::Keep,
+            (op::CREDIT_REQUEST, _) => {
+                self.credit_wanted = true;
+                Verdict::Keep
+            }
+            (op::RESPONSE, Opening::Await) => self.accepted(),
+            // The guest may send as soon as it has asked: our RESPONSE is on its way or waits for a buffer.
+            (_, Opening::Await | Opening::Send(op::REQUEST)) => Verdict::Reset,
+            (op::RW, _) => self.take(header.len, payload),
+            (op::SHUTDOWN, _) => self.guest_closes(header.flags, timeouts),
+            _ => Verdict::Reset,
+        }
     }
 
-    /// Counts `count` bytes as sent to the guest.
-    pub fn note_sent(&mut self, count: u32) {
-        self.sent = self.sent.wrapping_add(count);
+    /// The guest has accepted: the host program hears of it.
+    fn accepted(&mut self) -> Verdict {
+        self.opening = Opening::Done;
+        self.deadline = None;
+        let line = handshake::accepted(self.key.host_port);
+        // Nothing was written to the socket before: if it does not take a line, nobody is there.
+        match (&self.stream).write(&line) {
+            Ok(count) if count == line.len() => Verdict::Keep,
+            _ => Verdict::Reset,
+        }
     }
 
-    /// Takes data from the guest: writes what the stream takes now and keeps the rest.
-    ///
-    /// # Errors
-    /// [`Overrun`] when the rest is more than the buffer that the guest knows of.
-    pub fn accept(&mut self, data: &[u8]) -> Result<(), Overrun> {
-        let mut rest = data;
-        while self.outgoing.is_empty() && !rest.is_empty() {
-            match self.stream.write(rest) {
-                Ok(count) => {
-                    self.note_forwarded(count);
-                    rest = rest.get(count..).unwrap_or_default();
+    /// The guest knows nothing of the connection any more.
+    fn forgotten(&mut self) -> Verdict {
+        // It waits no longer than it likes for the end of a connection that it has closed; its data stays data.
+        if self.guest_shutdown == shutdown::BOTH && !self.outbound.is_empty() {
+            self.guest_gone = true;
+            return Verdict::Keep;
+        }
+        Verdict::Gone
+    }
+
+    /// Data for the host program.
+    fn take(&mut self, count: u32, payload: &mut Segments) -> Verdict {
+        let done = self.guest_shutdown & shutdown::SEND != 0;
+        if done || !self.our_room.receive(count) {
+            return Verdict::Reset;
+        }
+        let mut left = count as usize;
+        while left > 0 && self.outbound.is_empty() && !self.host_receives_none {
+            // SAFETY: the payload is in guest RAM, which the worker keeps mapped.
+            match unsafe { unix::send(&self.stream, payload.remaining(), left) } {
+                Ok((sent, all)) => {
+                    payload.advance(sent);
+                    self.our_room.forward(sent);
+                    left -= sent;
+                    if !all {
+                        break;
+                    }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    // Nobody reads on the host: the bytes count as taken, and the hang-up ends the connection.
-                    self.note_forwarded(rest.len());
-                    return Ok(());
-                }
+                Err(_) => self.host_gone(),
             }
         }
-        if self.outgoing.len() + rest.len() > BUFFER_BYTES as usize {
-            return Err(Overrun);
+        if self.host_receives_none {
+            // Nobody will ever read it; the guest hears of that by SHUTDOWN.
+            self.our_room.forward(left);
+        } else if left > 0 {
+            self.outbound.push(payload, left);
         }
-        self.outgoing.extend(rest);
-        Ok(())
+        Verdict::Keep
     }
 
-    /// Writes as much of what is kept as the stream takes.
-    pub fn flush(&mut self) {
-        while !self.outgoing.is_empty() {
-            let (front, _) = self.outgoing.as_slices();
-            match self.stream.write(front) {
-                Ok(count) => {
-                    self.outgoing.drain(..count);
-                    self.note_forwarded(count);
+    /// The guest will not send, or not receive, any more.
+    fn guest_closes(&mut self, flags: u32, timeouts: &Timeouts) -> Verdict {
+        self.guest_shutdown |= flags & shutdown::BOTH;
+        if flags & shutdown::RECEIVE != 0 {
+            // The host program gets EPIPE. Fails only if it is gone.
+            let _ = self.stream.shutdown(std::net::Shutdown::Read);
+            self.readable = false;
+            self.host_sent_all |= self.host_receives_none;
+        }
+        if self.guest_shutdown == shutdown::BOTH {
+            self.deadline = Some(Instant::now() + timeouts.linger);
+        }
+        self.drained()
+    }
+
+    /// Passes the end of the guest's data on once all of it was sent.
+    fn drained(&mut self) -> Verdict {
+        if !self.outbound.is_empty() || self.guest_shutdown & shutdown::SEND == 0 {
+            return Verdict::Keep;
+        }
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        match (self.guest_shutdown, self.guest_gone) {
+            (_, true) => Verdict::Gone,
+            // A close ends with an RST (virtio 1.3 §5.10.6.5).
+            (shutdown::BOTH, _) => Verdict::Reset,
+            _ => Verdict::Keep,
+        }
+    }
+
+    /// The socket takes more.
+    pub fn writable(&mut self, timeouts: &Timeouts) -> Verdict {
+        match self.outbound.flush(&self.stream) {
+            Ok(sent) => {
+                self.our_room.forward(sent);
+                if sent > 0 && self.guest_shutdown == shutdown::BOTH {
+                    self.deadline = Some(Instant::now() + timeouts.linger);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.note_forwarded(self.outgoing.len());
-                    self.outgoing.clear();
-                }
+            }
+            Err(_) => self.host_gone(),
+        }
+        self.drained()
+    }
+
+    /// The socket has something to read, or its end.
+    pub fn readable(&mut self) -> Verdict {
+        self.readable = true;
+        Verdict::Keep
+    }
+
+    /// The socket may be closed on both sides.
+    pub fn hang_up(&mut self) -> Verdict {
+        // The event may be one of an earlier owner of the descriptor's number.
+        if !unix::hung_up(&self.stream) {
+            return Verdict::Keep;
+        }
+        match self.opening {
+            Opening::Send(op::REQUEST) => return Verdict::Gone,
+            Opening::Await => return Verdict::Reset,
+            _ => {}
+        }
+        self.readable = true;
+        self.hung_up = true;
+        self.host_gone();
+        self.drained()
+    }
+
+    fn host_gone(&mut self) {
+        self.host_receives_none = true;
+        let lost = self.outbound.clear();
+        self.our_room.forward(lost);
+        // Otherwise there may still be something to read.
+        self.host_sent_all |= self.guest_shutdown & shutdown::RECEIVE != 0;
+    }
+
+    /// Patience has ended.
+    pub fn expire(&mut self) -> Verdict {
+        match (self.opening, self.guest_gone) {
+            (Opening::Send(op::REQUEST), _) | (_, true) => Verdict::Gone,
+            _ => Verdict::Reset,
+        }
+    }
+
+    /// True if there is a packet to send to the guest.
+    pub fn has_packet(&self) -> bool {
+        match self.opening {
+            Opening::Send(_) => true,
+            Opening::Await => self.credit_wanted,
+            Opening::Done => {
+                !self.guest_gone
+                    && (self.may_read()
+                        || self.shutdown_news() != 0
+                        || self.tells_credit()
+                        || self.asks_credit())
             }
         }
     }
 
-    /// Everything that the guest sent has been passed on.
-    pub fn is_flushed(&self) -> bool {
-        self.outgoing.is_empty()
+    /// True if bytes of the host program are to be read if there are any.
+    fn wants_bytes(&self) -> bool {
+        self.opening == Opening::Done
+            && !self.host_sent_all
+            && self.guest_shutdown & shutdown::RECEIVE == 0
     }
 
-    fn note_forwarded(&mut self, count: usize) {
-        // At most 64 KiB a call.
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.forwarded = self.forwarded.wrapping_add(count);
+    fn may_read(&self) -> bool {
+        self.wants_bytes() && self.readable && self.guest_room.free() > 0
     }
 
-    /// The guest may send again but does not know how much.
-    pub fn owes_credit(&self) -> bool {
-        self.forwarded.wrapping_sub(self.told_forwarded) >= BUFFER_BYTES / 2
+    /// What the guest has yet to be told that the host will not do any more.
+    fn shutdown_news(&self) -> u32 {
+        let send = if self.host_sent_all {
+            shutdown::SEND
+        } else {
+            0
+        };
+        let receive = if self.host_receives_none {
+            shutdown::RECEIVE
+        } else {
+            0
+        };
+        (send | receive) & !self.told_shutdown
     }
 
-    /// Notes that the guest shuts down one or both directions.
-    pub fn shut_down(&mut self, flags: u32) {
-        self.guest_shutdown |= flags & SHUTDOWN_BOTH;
+    fn tells_credit(&self) -> bool {
+        let may_send = self.guest_shutdown & shutdown::SEND == 0;
+        self.credit_wanted || (may_send && self.our_room.worth_telling())
     }
 
-    /// The guest has said that it sends no more.
-    pub fn guest_finished(&self) -> bool {
-        self.guest_shutdown & SHUTDOWN_SEND != 0
+    /// The guest tells of new room by itself; if it thinks that we know, both would wait for ever.
+    fn asks_credit(&self) -> bool {
+        self.wants_bytes() && self.readable && self.guest_room.free() == 0 && !self.credit_asked
     }
 
-    /// The guest has closed its socket.
-    pub fn guest_closed(&self) -> bool {
-        self.guest_shutdown == SHUTDOWN_BOTH
-    }
-
-    /// Passes the guest's end of data on once everything before it has been written. True if nothing is left to do in
-    /// either direction.
-    pub fn settle(&mut self) -> bool {
-        if self.guest_finished() && self.outgoing.is_empty() && !self.finished_writing {
-            self.finished_writing = true;
-            // It may have hung up meanwhile; then there is nobody to tell.
-            let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    /// The next packet for the guest; payload of up to `room` bytes is put into `payload`.
+    pub fn next_packet(
+        &mut self,
+        payload: &Segments,
+        room: usize,
+        timeouts: &Timeouts,
+    ) -> Option<Header> {
+        if let Opening::Send(opcode) = self.opening {
+            self.opening = match opcode {
+                op::REQUEST => Opening::Await,
+                _ => Opening::Done,
+            };
+            return Some(self.header(opcode, 0, 0));
         }
-        let guest_takes_no_more = self.guest_shutdown & SHUTDOWN_RECEIVE != 0;
-        self.finished_writing && (guest_takes_no_more || self.finished_reading)
+        if self.guest_gone {
+            return None;
+        }
+        if self.may_read()
+            && let Some(count) = self.read(payload, room)
+        {
+            self.guest_room.sent(count);
+            return Some(self.header(op::RW, count, 0));
+        }
+        if self.opening == Opening::Done && self.shutdown_news() != 0 {
+            self.told_shutdown |= self.shutdown_news();
+            if self.told_shutdown == shutdown::BOTH {
+                self.deadline = Some(Instant::now() + timeouts.linger);
+            }
+            return Some(self.header(op::SHUTDOWN, 0, self.told_shutdown));
+        }
+        if self.tells_credit() {
+            return Some(self.header(op::CREDIT_UPDATE, 0, 0));
+        }
+        if self.asks_credit() {
+            self.credit_asked = true;
+            return Some(self.header(op::CREDIT_REQUEST, 0, 0));
+        }
+        None
     }
 
-    /// What the stream is to be watched for: `None` not at all.
+    /// Reads what the host program has sent into `payload`; `None` if there is nothing, or nothing more.
+    fn read(&mut self, payload: &Segments, room: usize) -> Option<u32> {
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        let limit = room.min(self.guest_room.free());
+        // SAFETY: the payload is in guest RAM, which the worker keeps mapped and the guest has offered for writing.
+        let received = unsafe { unix::receive(&self.stream, payload.remaining(), limit as usize) };
+        match received {
+            Ok(Received::Bytes { count, more }) => {
+                // No event comes for a socket that has hung up: its end has to be read now.
+                self.readable = more || self.hung_up;
+                return u32::try_from(count).ok();
+            }
+            Ok(Received::Nothing) => self.readable = false,
+            Ok(Received::End) => {
+                self.readable = false;
+                self.host_sent_all = true;
+                if unix::hung_up(&self.stream) {
+                    self.hung_up = true;
+                    self.host_gone();
+                }
+            }
+            // ECONNRESET: it went without reading all that it had got. Anything else would not get better either.
+            Err(_) => {
+                self.readable = false;
+                self.host_sent_all = true;
+                self.hung_up = true;
+                self.host_gone();
+            }
+        }
+        None
+    }
+
+    fn header(&mut self, op: u16, len: u32, flags: u32) -> Header {
+        self.credit_wanted = false;
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: 0,
+            src_port: self.key.host_port,
+            dst_port: self.key.guest_port,
+            len,
+            kind: TYPE_STREAM,
+            op,
+            flags,
+            buf_alloc: BUF_ALLOC,
+            fwd_cnt: self.our_room.tell(),
+        }
+    }
+
+    /// What the socket is to be watched for now; `None` if not even for a hang-up, which would come again and again.
     pub fn interest(&self) -> Option<EventSet> {
         if self.hung_up {
             return None;
         }
         let mut events = EventSet::empty();
-        let reading = self.stage == Stage::Open && !self.finished_reading;
-        if reading && !self.readable && self.guest_shutdown & SHUTDOWN_RECEIVE == 0 {
+        if self.wants_bytes() && !self.readable {
             events |= EventSet::IN;
         }
-        if !self.outgoing.is_empty() {
+        if !self.outbound.is_empty() {
             events |= EventSet::OUT;
         }
         Some(events)
-    }
-
-    /// What the stream was last watched for, and from now on `now`.
-    pub fn rewatch(&mut self, now: Option<EventSet>) -> Option<EventSet> {
-        std::mem::replace(&mut self.watched, now)
-    }
-
-    /// The stream's descriptor.
-    pub fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
-    }
-}
-
-/// A program on the host that has connected and has not yet said to which port it wants.
-pub struct Handshake {
-    pub stream: UnixStream,
-}
-
-/// The longest line: `CONNECT 4294967295\n`, and some blanks.
-const LONGEST_LINE: usize = 32;
-
-/// What a handshake has come to.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Said {
-    /// Not a whole line yet.
-    Nothing,
-    /// `CONNECT port`.
-    Port(u32),
-    /// Something else, too much, or the end.
-    Nonsense,
-}
-
-impl Handshake {
-    /// Looks at what has come and takes the line, and no byte behind it, when it is whole.
-    pub fn read(&mut self) -> Said {
-        let mut line = [0; LONGEST_LINE];
-        let count = match self.peek(&mut line) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Said::Nothing,
-            Err(_) => return Said::Nonsense,
-        };
-        let seen = line.get(..count).unwrap_or_default();
-        let Some(end) = seen.iter().position(|&byte| byte == b'\n') else {
-            return if count == 0 || count == LONGEST_LINE {
-                Said::Nonsense
-            } else {
-                Said::Nothing
-            };
-        };
-        let mut taken = vec![0; end + 1];
-        if self.stream.read_exact(&mut taken).is_err() {
-            return Said::Nonsense;
-        }
-        let text = std::str::from_utf8(&taken).ok();
-        let port = text.and_then(|text| text.trim().strip_prefix("CONNECT "));
-        match port.and_then(|port| port.trim().parse().ok()) {
-            Some(port) => Said::Port(port),
-            None => Said::Nonsense,
-        }
-    }
-
-    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: the buffer is writable for its length, and the descriptor is open.
-        let count = unsafe {
-            libc::recv(
-                self.stream.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_PEEK | libc::MSG_DONTWAIT,
-            )
-        };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 }

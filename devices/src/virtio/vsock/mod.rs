@@ -1,109 +1,158 @@
-//! virtio-vsock (virtio 1.3 §5.10): streams between programs on the host and in the guest, over unix sockets on the host
-//! as Firecracker has them.
+//! virtio-vsock (virtio 1.3 §5.10): stream sockets between the guest and unix sockets of the host.
 //!
-//! A program on the host connects to the device's socket, says `CONNECT <port>\n`, and reads `OK <its port>\n` once the
-//! guest has accepted. A program in the guest that connects to port N of the host (context id 2) reaches the one that
-//! listens on `<socket>_N`.
+//! The host side speaks as Firecracker's does. The device listens on a unix socket; a host program connects, sends
+//! `CONNECT <port>\n` and gets `OK <host port>\n` once the guest has accepted. A guest that connects to port N of the host
+//! (context id 2) reaches whoever listens on `<path>_N`.
+//!
+//! One worker thread serves the three queues and all sockets. Data goes between guest RAM and socket without a copy,
+//! except what a host program does not take at once: up to 64 KiB a connection wait in a buffer.
 
 mod connection;
+mod counters;
+mod credit;
+mod handshake;
+mod muxer;
+mod outbound;
 mod packet;
+mod queue;
 mod table;
+mod timer;
+mod unix;
 mod worker;
 
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use vmm_sys_util::timerfd::TimerFd;
+use std::time::Duration;
 
 use super::chain::Buffers;
 use super::segments::Segments;
 use super::{ActivateError, Activation, ActiveQueue, DeviceId, DeviceState, VirtioDevice};
-use crate::worker::ThreadKind;
-use table::Table;
+use crate::worker::{ThreadKind, Worker};
+use counters::Counters;
+pub use counters::VsockMetrics;
+pub use credit::BUF_ALLOC;
+pub use muxer::MAX_HANDSHAKES;
+use muxer::Muxer;
+use queue::VsockQueue;
+pub use table::MAX_CONNECTIONS;
+use unix::Listener;
+use worker::{ResetRequest, VsockHandler};
 
-/// Entries of each queue.
-pub const QUEUE_SIZE: u16 = 256;
+/// Entries of the rx, tx and event queues.
+pub const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 
-const RX_QUEUE: u16 = 0;
-const TX_QUEUE: u16 = 1;
-const EVENT_QUEUE: u16 = 2;
-const QUEUE_SIZES: [u16; 3] = [QUEUE_SIZE; 3];
+/// VIRTIO_VSOCK_F_STREAM (virtio 1.3 §5.10.3).
+const F_STREAM: u64 = 1 << 0;
 
-/// The first context id that a guest may have; those below are reserved (virtio 1.3 §5.10.4).
-pub const FIRST_GUEST_CID: u32 = 3;
+/// Longest path of a unix socket: `sun_path` holds 108 bytes with a terminating zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
 
-/// Longest path of a unix socket, without its terminating zero (unix(7)).
-const LONGEST_PATH: usize = 107;
+/// What is added to the path for a guest's connection: `_` and a port of up to ten digits.
+const PORT_SUFFIX_MAX: usize = 11;
 
-/// Why the device could not be made.
+/// Why there is no device.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    /// The context id is one of the reserved ones.
+    /// Context ids 0 to 2 are reserved, and so is the last (virtio 1.3 §5.10.4).
+    #[error("the guest's context id is {0}; it must be between 3 and {max}", max = u32::MAX - 1)]
+    GuestCid(u32),
+    /// Where the socket should be is something else.
     #[error(
-        "the guest's context id is {0}; ids below {FIRST_GUEST_CID} are reserved, choose a higher one"
+        "cannot listen for vsock connections at {}: something is there already; remove it if no other machine uses it, \
+         or choose another path",
+        path.display()
     )]
-    Cid(u32),
-    /// Something is at the socket's place already.
-    #[error("{} exists already: another machine may use it; remove it if none does", .0.display())]
-    Exists(PathBuf),
-    /// The socket's path does not fit a socket address.
-    #[error("the socket path {} is longer than {LONGEST_PATH} bytes; choose a shorter one", .0.display())]
-    TooLong(PathBuf),
-    /// The socket could not be made.
-    #[error("cannot make the socket {}: {source}", path.display())]
-    Socket { path: PathBuf, source: io::Error },
+    Taken { path: PathBuf },
+    /// The path leaves no room for a port.
+    #[error(
+        "the vsock path {} has {length} bytes; give it at most {max}, for a socket's path holds {SOCKET_PATH_MAX} and \
+         {PORT_SUFFIX_MAX} of them are for ports",
+        path.display(),
+        max = SOCKET_PATH_MAX - PORT_SUFFIX_MAX
+    )]
+    PathLength { path: PathBuf, length: usize },
+    /// The socket cannot be made there.
+    #[error(
+        "cannot listen for vsock connections at {}: {source}; does the directory exist, and may it be written to?",
+        path.display()
+    )]
+    Listen { path: PathBuf, source: io::Error },
+    /// Descriptors have run out.
+    #[error("cannot make the timer and events of vsock: {0}")]
+    Events(#[from] io::Error),
 }
 
-/// The device's state in a snapshot. Connections are not part of it: the guest is told that they are gone.
+/// The device's state in a snapshot. Connections do not survive it: their other ends are not in it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct VsockState {
     pub guest_cid: u32,
+    /// Where it listens; guest connections to port N go to `<path>_N`.
     pub path: PathBuf,
+}
+
+/// How long the device waits for others.
+#[derive(Debug, Clone, Copy)]
+struct Timeouts {
+    /// For the line of a host program.
+    handshake: Duration,
+    /// For the guest's answer to a connection.
+    request: Duration,
+    /// For the last step of a close: the guest's RST, or a host program that takes the last data; anew with every byte that
+    /// it takes.
+    linger: Duration,
+}
+
+impl Default for Timeouts {
+    /// A person may type the handshake; a guest may be slow.
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(60),
+            request: Duration::from_secs(10),
+            linger: Duration::from_secs(30),
+        }
+    }
 }
 
 /// A virtio-vsock device.
 pub struct Vsock {
     guest_cid: u32,
     path: PathBuf,
-    stage: Stage,
-    malformed: Arc<AtomicU64>,
-    transport_reset: bool,
+    /// While not active; `None` also after a worker could not be started and took it along.
+    muxer: Option<Muxer>,
+    worker: Option<Worker<VsockHandler>>,
+    counters: Arc<Counters>,
+    reset_request: Arc<ResetRequest>,
+    reset_pending: bool,
 }
 
-enum Stage {
-    Idle(Box<Table>),
-    Active(crate::worker::Worker<worker::Worker>),
-    /// The worker was lost; the device serves nothing any more.
-    Lost,
+/// Tells the guest that all its connections are gone; see [`Vsock::transport_resetter`].
+#[derive(Debug, Clone)]
+pub struct TransportResetter(Arc<ResetRequest>);
+
+impl TransportResetter {
+    /// Closes all connections and sends VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.3 §5.10.6.7), at once or when the device
+    /// is next served.
+    pub fn reset(&self) {
+        self.0.ask();
+    }
 }
 
 impl Vsock {
-    /// A device for the guest with context id `guest_cid`, listening on a new socket at `path`.
+    /// A device for the guest with context id `guest_cid` that listens at `path`; guest connections to port N go to
+    /// `<path>_N`. The socket is removed when the device is dropped.
     ///
     /// # Errors
-    /// See [`VsockError`].
+    /// See [`VsockError`]. Nothing that is at the path already is touched or followed.
     pub fn new(guest_cid: u32, path: &Path) -> Result<Self, VsockError> {
-        if path.as_os_str().len() > LONGEST_PATH {
-            return Err(VsockError::TooLong(path.to_owned()));
-        }
-        // bind(2) never follows a symbolic link at the end of the path, nor replaces what is there.
-        let listener = UnixListener::bind(path).map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                VsockError::Exists(path.to_owned())
-            } else {
-                VsockError::Socket {
-                    path: path.to_owned(),
-                    source,
-                }
-            }
-        })?;
-        Self::with_listener(guest_cid, path, listener)
+        check(guest_cid, path)?;
+        let listener = Listener::bind(path)?;
+        Self::build(guest_cid, path, listener, Timeouts::default())
     }
 
-    /// As [`new`](Self::new), over a socket that is already bound to `path` (a jailed monitor cannot make its own).
+    /// As [`new`](Self::new), with a socket that is bound already (for a jail that cannot make its own) and that somebody
+    /// else removes.
     ///
     /// # Errors
     /// See [`VsockError`].
@@ -112,64 +161,81 @@ impl Vsock {
         path: &Path,
         listener: UnixListener,
     ) -> Result<Self, VsockError> {
-        if guest_cid < FIRST_GUEST_CID || guest_cid == u32::MAX {
-            let _ = std::fs::remove_file(path);
-            return Err(VsockError::Cid(guest_cid));
-        }
-        let table = Table::new(guest_cid, path.to_owned(), listener).map_err(|source| {
-            VsockError::Socket {
-                path: path.to_owned(),
-                source,
-            }
-        })?;
-        Ok(Self {
-            guest_cid,
-            path: path.to_owned(),
-            stage: Stage::Idle(Box::new(table)),
-            malformed: Arc::default(),
-            transport_reset: false,
-        })
+        check(guest_cid, path)?;
+        let listener = Listener::adopt(listener)?;
+        Self::build(guest_cid, path, listener, Timeouts::default())
     }
 
-    /// The device of a snapshot. Its guest is told that all connections are gone.
+    /// The device of a snapshot, listening at its path. The guest is told of a transport reset as soon as it runs, for its
+    /// connections are gone.
     ///
     /// # Errors
     /// See [`VsockError`].
     pub fn from_state(state: &VsockState) -> Result<Self, VsockError> {
         let mut device = Self::new(state.guest_cid, &state.path)?;
-        device.transport_reset = true;
+        device.reset_pending = true;
         Ok(device)
     }
 
-    /// Packets so far that no driver should send.
-    pub fn malformed(&self) -> u64 {
-        self.malformed.load(Ordering::Relaxed)
+    /// As [`from_state`](Self::from_state), with a socket that is bound already.
+    ///
+    /// # Errors
+    /// See [`VsockError`].
+    pub fn from_state_with_listener(
+        state: &VsockState,
+        listener: UnixListener,
+    ) -> Result<Self, VsockError> {
+        let mut device = Self::with_listener(state.guest_cid, &state.path, listener)?;
+        device.reset_pending = true;
+        Ok(device)
+    }
+
+    fn build(
+        guest_cid: u32,
+        path: &Path,
+        listener: Listener,
+        timeouts: Timeouts,
+    ) -> Result<Self, VsockError> {
+        let counters = Arc::<Counters>::default();
+        let muxer = Muxer::new(
+            u64::from(guest_cid),
+            path,
+            listener,
+            timeouts,
+            Arc::clone(&counters),
+        )?;
+        Ok(Self {
+            guest_cid,
+            path: path.to_owned(),
+            muxer: Some(muxer),
+            worker: None,
+            counters,
+            reset_request: Arc::new(ResetRequest::new()?),
+            reset_pending: false,
+        })
+    }
+
+    /// The means to reset the transport from another thread, while the device serves or while it does not.
+    pub fn transport_resetter(&self) -> TransportResetter {
+        TransportResetter(Arc::clone(&self.reset_request))
+    }
+
+    /// What the device has done so far.
+    pub fn metrics(&self) -> VsockMetrics {
+        self.counters.metrics()
     }
 }
 
-impl Drop for Vsock {
-    fn drop(&mut self) {
-        self.suspend();
-        if let Err(error) = std::fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(
-                "cannot remove the vsock socket {}: {error}",
-                self.path.display()
-            );
-        }
+fn check(guest_cid: u32, path: &Path) -> Result<(), VsockError> {
+    if !(3..u32::MAX).contains(&guest_cid) {
+        return Err(VsockError::GuestCid(guest_cid));
     }
-}
-
-/// Takes queue `index` out of those that the driver has enabled.
-fn take(queues: &mut Vec<ActiveQueue>, index: u16) -> Result<ActiveQueue, ActivateError> {
-    let got = queues.len();
-    let place = queues.iter().position(|queue| queue.index == index);
-    let place = place.ok_or(ActivateError::MissingQueue {
-        got,
-        missing: index,
-    })?;
-    Ok(queues.swap_remove(place))
+    let length = path.as_os_str().len();
+    if length == 0 || length > SOCKET_PATH_MAX - PORT_SUFFIX_MAX {
+        let path = path.to_owned();
+        return Err(VsockError::PathLength { path, length });
+    }
+    Ok(())
 }
 
 impl VirtioDevice for Vsock {
@@ -182,77 +248,70 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        // Without VIRTIO_VSOCK_F_STREAM and _SEQPACKET there are streams only (virtio 1.3 §5.10.3).
-        0
+        F_STREAM
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // The only field is the guest's context id, 64 bits (virtio 1.3 §5.10.4).
+        // virtio 1.3 §5.10.4: guest_cid.
         let config = u64::from(self.guest_cid).to_le_bytes();
-        for (index, byte) in (offset..).zip(data) {
-            let value = usize::try_from(index)
-                .ok()
-                .and_then(|index| config.get(index));
-            *byte = value.copied().unwrap_or(0);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = config.iter().skip(offset).chain(std::iter::repeat(&0));
+        for (place, byte) in data.iter_mut().zip(bytes) {
+            *place = *byte;
         }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let mut queues = activation.queues;
-        let rx = take(&mut queues, RX_QUEUE)?;
-        let tx = take(&mut queues, TX_QUEUE)?;
-        let event = take(&mut queues, EVENT_QUEUE)?;
-        let timer = TimerFd::new().map_err(io::Error::from)?;
-        let Stage::Idle(table) = std::mem::replace(&mut self.stage, Stage::Lost) else {
-            return Err(
-                io::Error::other("the device is active already, or has lost its worker").into(),
-            );
-        };
-        let worker = worker::Worker {
-            table: *table,
+        let got = activation.queues.len();
+        let mut queues = [None, None, None];
+        for queue in activation.queues {
+            if let Some(place) = queues.get_mut(usize::from(queue.index)) {
+                *place = Some(VsockQueue::new(queue));
+            }
+        }
+        let [rx, tx, event] = queues;
+        let missing = |missing| ActivateError::MissingQueue { got, missing };
+        let rx = rx.ok_or(missing(0))?;
+        let tx = tx.ok_or(missing(1))?;
+        let lost = || io::Error::other("its worker ended and took the host's side along");
+        let muxer = self.muxer.take().ok_or_else(lost)?;
+        let handler = VsockHandler {
+            muxer,
             rx,
             tx,
             event,
             memory: activation.memory,
             interrupt: activation.interrupt,
-            malformed: Arc::clone(&self.malformed),
-            transport_reset: self.transport_reset,
-            timer,
-            timer_runs: false,
+            counters: Arc::clone(&self.counters),
+            reset_request: Arc::clone(&self.reset_request),
+            reset_pending: self.reset_pending,
             buffers: Buffers::default(),
             segments: Segments::default(),
-            scratch: Vec::new(),
-            broken: false,
         };
-        self.stage = Stage::Active(crate::worker::Worker::spawn(
-            ThreadKind::Vsock,
-            "vsock",
-            worker,
-        )?);
+        self.worker = Some(Worker::spawn(ThreadKind::Vsock, "vsock", handler)?);
         Ok(())
     }
 
     fn suspend(&mut self) -> Vec<ActiveQueue> {
-        let worker = match std::mem::replace(&mut self.stage, Stage::Lost) {
-            Stage::Active(worker) => worker.stop(),
-            other => {
-                self.stage = other;
-                return Vec::new();
-            }
-        };
-        let Some(worker) = worker else {
-            tracing::error!("the worker of virtio-vsock was lost");
+        let Some(handler) = self.worker.take().and_then(Worker::stop) else {
             return Vec::new();
         };
-        self.transport_reset = worker.transport_reset;
-        self.stage = Stage::Idle(Box::new(worker.table));
-        vec![worker.rx, worker.tx, worker.event]
+        self.muxer = Some(handler.muxer);
+        self.reset_pending = handler.reset_pending;
+        let queues = [Some(handler.rx), Some(handler.tx), handler.event];
+        queues
+            .into_iter()
+            .flatten()
+            .map(|queue| queue.active)
+            .collect()
     }
 
     fn reset(&mut self) {
-        if let Stage::Idle(table) = &mut self.stage {
-            table.clear();
+        if let Some(muxer) = &mut self.muxer {
+            muxer.reset();
         }
+        self.reset_pending = false;
+        self.reset_request.withdraw();
     }
 
     fn state(&self) -> DeviceState {

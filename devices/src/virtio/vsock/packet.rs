@@ -1,125 +1,110 @@
-//! The header of a packet (virtio 1.3 §5.10.6), 44 bytes, little endian.
+//! The packet header (virtio 1.3 §5.10.6).
 
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = 44;
+pub(super) const HEADER_BYTES: usize = HEADER_BYTES_U32 as usize;
+
+/// The same, as lengths in the used ring are.
+pub(super) const HEADER_BYTES_U32: u32 = 44;
 
 /// Context id of the host (virtio 1.3 §5.10.4).
-pub const HOST_CID: u64 = 2;
+pub(super) const HOST_CID: u64 = 2;
 
-/// VIRTIO_VSOCK_TYPE_STREAM.
-pub const TYPE_STREAM: u16 = 1;
+/// Socket type: a byte stream (virtio 1.3 §5.10.6.4).
+pub(super) const TYPE_STREAM: u16 = 1;
 
-/// The sender will receive no more (VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE).
-pub const SHUTDOWN_RECEIVE: u32 = 1;
-/// The sender will send no more (VIRTIO_VSOCK_SHUTDOWN_F_SEND).
-pub const SHUTDOWN_SEND: u32 = 2;
-/// Both.
-pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
-
-/// What a packet is for (virtio 1.3 §5.10.6, `op`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    Request,
-    Response,
-    Reset,
-    Shutdown,
-    Data,
-    CreditUpdate,
-    CreditRequest,
+/// Operations (virtio 1.3 §5.10.6).
+pub(super) mod op {
+    pub const REQUEST: u16 = 1;
+    pub const RESPONSE: u16 = 2;
+    pub const RST: u16 = 3;
+    pub const SHUTDOWN: u16 = 4;
+    pub const RW: u16 = 5;
+    pub const CREDIT_UPDATE: u16 = 6;
+    pub const CREDIT_REQUEST: u16 = 7;
 }
 
-impl Operation {
-    fn code(self) -> u16 {
-        match self {
-            Self::Request => 1,
-            Self::Response => 2,
-            Self::Reset => 3,
-            Self::Shutdown => 4,
-            Self::Data => 5,
-            Self::CreditUpdate => 6,
-            Self::CreditRequest => 7,
-        }
-    }
-
-    fn from_code(code: u16) -> Option<Self> {
-        let all = [
-            Self::Request,
-            Self::Response,
-            Self::Reset,
-            Self::Shutdown,
-            Self::Data,
-            Self::CreditUpdate,
-            Self::CreditRequest,
-        ];
-        all.into_iter().find(|operation| operation.code() == code)
-    }
+/// Flags of [`op::SHUTDOWN`] (virtio 1.3 §5.10.6.5): what its sender will not do any more.
+pub(super) mod shutdown {
+    pub const RECEIVE: u32 = 1;
+    pub const SEND: u32 = 2;
+    pub const BOTH: u32 = RECEIVE | SEND;
 }
 
-/// A header, decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
-    pub source_cid: u64,
-    pub target_cid: u64,
-    pub source_port: u32,
-    pub target_port: u32,
-    /// Bytes of data that follow.
-    pub length: u32,
-    /// [`TYPE_STREAM`] or something that we do not serve.
+/// A connection, by the ports of its two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub host_port: u32,
+    pub guest_port: u32,
+}
+
+/// A packet without its payload.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub src_cid: u64,
+    pub dst_cid: u64,
+    pub src_port: u32,
+    pub dst_port: u32,
+    /// Bytes of payload.
+    pub len: u32,
+    /// `type` in the specification.
     pub kind: u16,
-    /// `None`: an operation that does not exist.
-    pub operation: Option<Operation>,
+    pub op: u16,
     pub flags: u32,
-    /// Size of the sender's receive buffer for this connection.
-    pub buffer_size: u32,
-    /// Bytes that the sender has passed on from that buffer, modulo 2^32.
-    pub forwarded: u32,
+    /// Size of the sender's receive buffer.
+    pub buf_alloc: u32,
+    /// Bytes that the sender has taken out of that buffer, modulo 2^32.
+    pub fwd_cnt: u32,
 }
 
 impl Header {
-    /// Reads a header.
-    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
-        let mut reader = Reader(bytes);
+    /// Any 44 bytes are a header; what it says is for others to judge.
+    pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
         Self {
-            source_cid: u64::from_le_bytes(reader.take()),
-            target_cid: u64::from_le_bytes(reader.take()),
-            source_port: u32::from_le_bytes(reader.take()),
-            target_port: u32::from_le_bytes(reader.take()),
-            length: u32::from_le_bytes(reader.take()),
-            kind: u16::from_le_bytes(reader.take()),
-            operation: Operation::from_code(u16::from_le_bytes(reader.take())),
-            flags: u32::from_le_bytes(reader.take()),
-            buffer_size: u32::from_le_bytes(reader.take()),
-            forwarded: u32::from_le_bytes(reader.take()),
+            src_cid: u64::from_le_bytes(field(bytes, 0)),
+            dst_cid: u64::from_le_bytes(field(bytes, 8)),
+            src_port: u32::from_le_bytes(field(bytes, 16)),
+            dst_port: u32::from_le_bytes(field(bytes, 20)),
+            len: u32::from_le_bytes(field(bytes, 24)),
+            kind: u16::from_le_bytes(field(bytes, 28)),
+            op: u16::from_le_bytes(field(bytes, 30)),
+            flags: u32::from_le_bytes(field(bytes, 32)),
+            buf_alloc: u32::from_le_bytes(field(bytes, 36)),
+            fwd_cnt: u32::from_le_bytes(field(bytes, 40)),
         }
     }
 
-    /// Writes a header.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES);
-        bytes.extend(self.source_cid.to_le_bytes());
-        bytes.extend(self.target_cid.to_le_bytes());
-        bytes.extend(self.source_port.to_le_bytes());
-        bytes.extend(self.target_port.to_le_bytes());
-        bytes.extend(self.length.to_le_bytes());
-        bytes.extend(self.kind.to_le_bytes());
-        bytes.extend(self.operation.map_or(0, Operation::code).to_le_bytes());
-        bytes.extend(self.flags.to_le_bytes());
-        bytes.extend(self.buffer_size.to_le_bytes());
-        bytes.extend(self.forwarded.to_le_bytes());
+    /// The header as it goes over the queue.
+    pub fn bytes(&self) -> [u8; HEADER_BYTES] {
+        let fields: [&[u8]; 10] = [
+            &self.src_cid.to_le_bytes(),
+            &self.dst_cid.to_le_bytes(),
+            &self.src_port.to_le_bytes(),
+            &self.dst_port.to_le_bytes(),
+            &self.len.to_le_bytes(),
+            &self.kind.to_le_bytes(),
+            &self.op.to_le_bytes(),
+            &self.flags.to_le_bytes(),
+            &self.buf_alloc.to_le_bytes(),
+            &self.fwd_cnt.to_le_bytes(),
+        ];
+        let mut bytes = [0; HEADER_BYTES];
+        for (place, byte) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
+            *place = *byte;
+        }
         bytes
+    }
+
+    /// Which connection a packet from the guest belongs to.
+    pub fn key_from_guest(&self) -> Key {
+        Key {
+            host_port: self.dst_port,
+            guest_port: self.src_port,
+        }
     }
 }
 
-/// Takes fields from the front of a header.
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    /// The next `N` bytes; zeros beyond the end, which no field of a whole header reaches.
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let Some((field, rest)) = self.0.split_first_chunk() else {
-            return [0; N];
-        };
-        self.0 = rest;
-        *field
-    }
+/// The `N` bytes at `at`, which is a constant inside the header.
+fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    field.copied().unwrap_or([0; N])
 }

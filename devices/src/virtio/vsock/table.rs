@@ -1,168 +1,212 @@
-//! The connections of a device and its listening socket: everything that outlives a pause.
+//! All connections, and which of them have something to do.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
-use super::connection::{Connection, Handshake, Key};
-use super::packet::{HOST_CID, Header, Operation, TYPE_STREAM};
+use vmm_sys_util::epoll::EventSet;
 
-/// Most connections at once, programs in the handshake included.
+use super::Timeouts;
+use super::connection::Connection;
+use super::packet::Key;
+use super::timer::Timer;
+use crate::worker::Interest;
+
+/// Most connections at a time, both directions together. Each may hold 64 KiB and a descriptor.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// Most programs on the host that have connected and not said their line; the oldest gives way.
-pub const MAX_HANDSHAKES: usize = 64;
-/// Headers that wait for a receive buffer; when there are so many, the guest's packets wait.
-pub const MAX_REPLIES: usize = 1024;
-/// First port that programs on the host get as theirs; below are those that guests may want to reach.
-const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// What a descriptor belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    Handshake,
-    Connection(Key),
-    /// The guest has closed it; the program on the host still has to take the rest.
-    Leftover,
-}
+/// Host ports given to host programs: 2^30 to 2^31 - 1, as Firecracker does, so that they are none a service uses.
+const FIRST_PORT: u32 = 1 << 30;
 
-/// The host's side of the device.
-pub struct Table {
-    pub guest_cid: u32,
-    pub listener: UnixListener,
-    path: PathBuf,
-    pub connections: HashMap<Key, Connection>,
-    pub handshakes: VecDeque<Handshake>,
-    /// Connections that the guest has closed and whose last data the program on the host has not taken.
-    pub leftovers: HashMap<RawFd, Connection>,
-    pub owners: HashMap<RawFd, Owner>,
-    /// Headers for the guest, in order.
-    pub replies: VecDeque<Header>,
-    /// Connections that may have data for the guest, in turn.
-    pub ready: VecDeque<Key>,
-    next_host_port: u32,
+#[derive(Default)]
+pub(super) struct Table {
+    connections: HashMap<Key, Connection>,
+    by_descriptor: HashMap<RawFd, Key>,
+    /// Those with something for the guest, in turn; each at most once.
+    ready: VecDeque<Key>,
+    /// Those whose interest may have changed in this turn.
+    touched: Vec<Key>,
+    /// Sockets to close at the end of this turn, and whether they are watched: until then nobody gets their number.
+    closing: Vec<(UnixStream, bool)>,
+    /// Port given out last, counted from the first.
+    last_port: u32,
 }
 
 impl Table {
-    pub fn new(guest_cid: u32, path: PathBuf, listener: UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self {
-            guest_cid,
-            listener,
-            path,
-            connections: HashMap::new(),
-            handshakes: VecDeque::new(),
-            leftovers: HashMap::new(),
-            owners: HashMap::new(),
-            replies: VecDeque::new(),
-            ready: VecDeque::new(),
-            next_host_port: FIRST_HOST_PORT,
-        })
+    pub fn is_full(&self) -> bool {
+        self.connections.len() >= MAX_CONNECTIONS
     }
 
-    /// Drops every connection: the guest has forgotten them.
-    pub fn clear(&mut self) {
-        self.connections.clear();
-        self.handshakes.clear();
-        self.leftovers.clear();
-        self.owners.clear();
-        self.replies.clear();
-        self.ready.clear();
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.connections.len()
     }
 
-    /// True if there is room for another connection.
-    pub fn has_room(&self) -> bool {
-        self.connections.len() + self.leftovers.len() < MAX_CONNECTIONS
-    }
-
-    /// A header from the host to the guest's side of `key`.
-    pub fn header(&self, key: Key, operation: Operation) -> Header {
-        Header {
-            source_cid: HOST_CID,
-            target_cid: u64::from(self.guest_cid),
-            source_port: key.host_port,
-            target_port: key.guest_port,
-            length: 0,
-            kind: TYPE_STREAM,
-            operation: Some(operation),
-            flags: 0,
-            buffer_size: super::connection::BUFFER_BYTES,
-            forwarded: 0,
+    #[cfg(test)]
+    pub fn pass_time(&mut self, now: Instant) {
+        for connection in self.connections.values_mut() {
+            connection.deadline = connection.deadline.map(|_| now);
         }
     }
 
-    /// Sends `operation` to the guest when there is a receive buffer.
-    pub fn reply(&mut self, key: Key, operation: Operation) {
-        self.reply_with(key, operation, 0);
+    /// Entries of all lists that a guest could make grow.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.ready.len() + self.touched.len() + self.closing.len() + self.by_descriptor.len()
     }
 
-    /// As [`reply`](Self::reply), with flags.
-    pub fn reply_with(&mut self, key: Key, operation: Operation, flags: u32) {
-        let header = Header {
-            flags,
-            ..self.header(key, operation)
-        };
-        self.replies.push_back(header);
-    }
-
-    /// A port of the host that has no connection to `guest_port`.
-    pub fn free_host_port(&mut self, guest_port: u32) -> u32 {
+    /// A host port that no connection uses. Every port is given out once before one comes again.
+    pub fn free_port(&mut self) -> u32 {
         loop {
-            let host_port = self.next_host_port;
-            self.next_host_port = host_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
-            // There are far more ports than connections.
-            if !self.connections.contains_key(&Key {
-                host_port,
-                guest_port,
-            }) {
-                return host_port;
+            self.last_port = self.last_port.wrapping_add(1) % FIRST_PORT;
+            let port = FIRST_PORT | self.last_port;
+            // At most as many rounds as there are connections, which have very few ports of these.
+            if !self.connections.keys().any(|key| key.host_port == port) {
+                return port;
             }
         }
     }
 
-    /// Puts a connection in the line of those that are asked for data.
-    pub fn make_ready(&mut self, key: Key) {
-        if !self.ready.contains(&key) {
+    pub fn insert(&mut self, key: Key, connection: Connection) {
+        self.by_descriptor
+            .insert(connection.stream.as_raw_fd(), key);
+        self.connections.insert(key, connection);
+        self.settle(key);
+    }
+
+    pub fn get(&mut self, key: Key) -> Option<&mut Connection> {
+        self.connections.get_mut(&key)
+    }
+
+    pub fn key_of(&self, descriptor: RawFd) -> Option<Key> {
+        self.by_descriptor.get(&descriptor).copied()
+    }
+
+    /// Something has happened to a connection.
+    pub fn settle(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
+        if !connection.queued && connection.has_packet() {
+            connection.queued = true;
             self.ready.push_back(key);
         }
+        if !connection.touched {
+            connection.touched = true;
+            self.touched.push(key);
+        }
     }
 
-    /// Connects to the program that listens for guests' connections to `port`.
-    ///
-    /// # Errors
-    /// There is none, or its backlog is full.
-    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!("_{port}"));
-        let bytes = name.as_bytes();
-        // SAFETY: an all-zero sockaddr_un is a valid value.
-        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
-        if bytes.len() >= address.sun_path.len() {
-            return Err(io::ErrorKind::InvalidFilename.into());
-        }
-        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-            *to = from.cast_signed();
-        }
-        // SAFETY: plain system call; the result is checked and owned at once. Not blocking from the start: connecting to
-        // a full backlog would stop the worker otherwise.
-        let socket = unsafe {
-            let flags = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            let fd = libc::socket(libc::AF_UNIX, flags, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
+    /// Forgets a connection.
+    pub fn remove(&mut self, key: Key) {
+        let Some(connection) = self.connections.remove(&key) else {
+            return;
         };
-        let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
-        // SAFETY: the address is a whole sockaddr_un of the length given.
-        let connected =
-            unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
-        if connected < 0 {
-            return Err(io::Error::last_os_error());
+        if connection.queued {
+            // Left there, a guest that opens and closes would make the list grow.
+            self.ready.retain(|&other| other != key);
         }
-        Ok(UnixStream::from(socket))
+        self.by_descriptor.remove(&connection.stream.as_raw_fd());
+        self.close(connection.stream, connection.watched.is_some());
+    }
+
+    /// Closes a socket at the end of this turn.
+    pub fn close(&mut self, stream: UnixStream, watched: bool) {
+        self.closing.push((stream, watched));
+    }
+
+    /// Closes what waits to be closed, while nothing is watched.
+    pub fn close_now(&mut self) {
+        self.closing.clear();
+    }
+
+    pub fn remove_all(&mut self) {
+        let keys: Vec<Key> = self.connections.keys().copied().collect();
+        for key in keys {
+            self.remove(key);
+        }
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The connection whose turn it is. It has to be settled again.
+    pub fn next_ready(&mut self) -> Option<(Key, &mut Connection)> {
+        let key = self.ready.pop_front()?;
+        let connection = self.connections.get_mut(&key)?;
+        connection.queued = false;
+        Some((key, connection))
+    }
+
+    /// The worker has changed: begins with nothing watched and every connection to be looked at.
+    pub fn reregister(&mut self, timeouts: &Timeouts) {
+        self.close_now();
+        let keys: Vec<Key> = self.connections.keys().copied().collect();
+        for key in keys {
+            if let Some(connection) = self.connections.get_mut(&key) {
+                connection.reregister(timeouts);
+            }
+            self.settle(key);
+        }
+    }
+
+    /// The end of a turn: closes sockets, watches what is to be watched and lets `timer` know of deadlines. Returns the
+    /// connections whose socket cannot be watched.
+    pub fn end_turn(&mut self, interest: &Interest<'_>, timer: &mut Timer) -> Vec<Key> {
+        for (stream, watched) in self.closing.drain(..) {
+            if watched && let Err(error) = interest.remove(stream.as_raw_fd()) {
+                tracing::error!("vsock: cannot stop watching a socket: {error}");
+            }
+        }
+        let mut failed = Vec::new();
+        for key in std::mem::take(&mut self.touched) {
+            let Some(connection) = self.connections.get_mut(&key) else {
+                continue;
+            };
+            connection.touched = false;
+            if let Some(deadline) = connection.deadline {
+                timer.by(deadline);
+            }
+            let (old, new) = (connection.watched, connection.interest());
+            match watch(interest, connection.stream.as_raw_fd(), old, new) {
+                Ok(()) => connection.watched = new,
+                Err(error) => {
+                    tracing::error!("vsock: cannot watch a socket: {error}");
+                    failed.push(key);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Connections whose deadline has passed, and the earliest of the others.
+    pub fn expired(&self, now: Instant) -> (Vec<Key>, Option<Instant>) {
+        let mut next: Option<Instant> = None;
+        let mut keys = Vec::new();
+        for (key, connection) in &self.connections {
+            match connection.deadline {
+                Some(deadline) if deadline <= now => keys.push(*key),
+                Some(deadline) => next = Some(next.map_or(deadline, |next| next.min(deadline))),
+                None => {}
+            }
+        }
+        (keys, next)
+    }
+}
+
+fn watch(
+    interest: &Interest<'_>,
+    descriptor: RawFd,
+    old: Option<EventSet>,
+    new: Option<EventSet>,
+) -> std::io::Result<()> {
+    match (old, new) {
+        (old, new) if old == new => Ok(()),
+        (None, Some(events)) => interest.add(descriptor, events),
+        (Some(_), Some(events)) => interest.modify(descriptor, events),
+        (Some(_), None) => interest.remove(descriptor),
+        (None, None) => Ok(()),
     }
 }

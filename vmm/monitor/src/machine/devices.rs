@@ -26,7 +26,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, SerialConfig, VmConfig, VsockConfig};
+use crate::config::{DriveConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -262,24 +262,12 @@ fn virtio_models(
         models.push(Box::new(block(drive, files)?));
     }
     if let Some(vsock) = &config.vsock {
-        models.push(Box::new(vsock_model(vsock, files)?));
+        models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
     if config.entropy {
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
     }
     Ok(models)
-}
-
-fn vsock_model(config: &VsockConfig, files: &Files) -> Result<Vsock, VsockError> {
-    let path = &config.uds_path;
-    let listener = files.listen(path).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => VsockError::Exists(path.clone()),
-        _ => VsockError::Socket {
-            path: path.clone(),
-            source,
-        },
-    })?;
-    Vsock::with_listener(config.guest_cid, path, listener)
 }
 
 fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {

@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
 
 /// Opens what a machine description names. Nothing else in the monitor opens a path.
 #[derive(Debug, Default, Clone)]
@@ -69,14 +68,5 @@ impl Files {
             .mode(0o600)
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
-    }
-
-    /// Makes a listening unix socket. What is there already stays.
-    ///
-    /// # Errors
-    /// Something is there, or the socket cannot be made.
-    pub fn listen(&self, path: &Path) -> io::Result<UnixListener> {
-        // bind(2) follows no symbolic link at the end of the path.
-        UnixListener::bind(path)
     }
 }
