@@ -245,7 +245,10 @@ impl Directory {
     pub(super) fn create_log(&self) -> Result<File, EmulatedError> {
         // Appended to: what an earlier keeper said before it ended is what one wants to know. It is small: a start
         // adds some lines.
-        let opened = OpenOptions::new().append(true).create(true).open(self.log());
+        let opened = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.log());
         opened.map_err(self.failed("cannot write keeper.log in"))
     }
 
