@@ -225,9 +225,13 @@ impl Directory {
 
     /// Removes what an earlier run may have left: sockets and the console's output.
     pub(super) fn clear_run_files(&self) -> Result<(), EmulatedError> {
-        [AGENT_SOCKET, "serial.sock", "qmp.sock", "console.log"]
-            .iter()
-            .try_for_each(|name| self.remove(name))
+        // A machine that died has said why on its console.
+        let console = self.endpoints().console;
+        if console.exists() {
+            let kept = self.path.join("console.log.1");
+            fs::rename(&console, kept).map_err(self.failed("cannot move console.log in"))?;
+        }
+        self.clear_sockets()
     }
 
     /// Removes the sockets; the logs stay to be read.
