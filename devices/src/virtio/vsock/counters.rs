@@ -10,6 +10,9 @@ pub(super) struct Counters {
     pub connections: AtomicU64,
     pub refused: AtomicU64,
     pub malformed: AtomicU64,
+    /// Events that the worker was woken for.
+    #[cfg(test)]
+    pub turns: AtomicU64,
 }
 
 /// What the device has done since it was made; reset and pause do not change it.

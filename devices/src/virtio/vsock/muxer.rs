@@ -91,6 +91,13 @@ impl Muxer {
         self.table.pass_time(now);
     }
 
+    /// How many handshakes and connections will have run out of time at `then`.
+    #[cfg(test)]
+    pub fn late_at(&self, then: Instant) -> usize {
+        let handshakes = self.handshakes.values().filter(|h| h.deadline <= then);
+        handshakes.count() + self.table.expired(then).0.len()
+    }
+
     /// Packets and connections in the lists of what the guest is to hear.
     #[cfg(test)]
     pub fn waiting(&self) -> usize {

@@ -60,3 +60,46 @@ impl Outbound {
         lost
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use vm_memory::VolatileSlice;
+
+    use super::*;
+
+    #[test]
+    fn what_never_empties_does_not_grow_and_keeps_its_order() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut outbound = Outbound::default();
+        let (mut waiting, mut pushed, mut read) = (0, 0_u32, 0_u32);
+        let mut push = |outbound: &mut Outbound, count: usize| {
+            let mut bytes: Vec<u8> = (0..count as u32)
+                .map(|i| ((pushed + i) / 3) as u8)
+                .collect();
+            pushed += count as u32;
+            let mut payload = Segments::default();
+            let slice = VolatileSlice::from(bytes.as_mut_slice());
+            payload.push(&slice).unwrap();
+            outbound.push(&payload, count);
+        };
+        for _ in 0..2000 {
+            // The reader takes less than comes, until 64 KiB wait; then as much.
+            let room = (64 << 10) - waiting;
+            push(&mut outbound, room.min(9000));
+            waiting += room.min(9000);
+            waiting -= outbound.flush(&ours).unwrap();
+            let mut bytes = vec![0; 7000];
+            let count = theirs.read(&mut bytes).unwrap();
+            for byte in &bytes[..count] {
+                assert_eq!(*byte, (read / 3) as u8);
+                read += 1;
+            }
+            assert!(outbound.bytes.len() <= 64 << 10);
+        }
+        assert!(!outbound.is_empty() && read > 10_000_000);
+        assert_eq!(outbound.clear(), waiting);
+        assert!(outbound.is_empty() && outbound.bytes.capacity() == 0);
+    }
+}

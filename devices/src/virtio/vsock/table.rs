@@ -210,3 +210,28 @@ fn watch(
         (None, None) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_passed_over_also_at_the_end_of_the_range() {
+        let mut table = Table::default();
+        let mut others = Vec::new();
+        for (host_port, guest_port) in [(0x4000_0001, 9), (0x7FFF_FFFF, 9), (0x4000_0000, 8)] {
+            let key = Key {
+                host_port,
+                guest_port,
+            };
+            let (ours, other) = UnixStream::pair().unwrap();
+            others.push(other);
+            let connection = Connection::to_guest(key, ours, None, Instant::now());
+            table.insert(key, connection);
+        }
+        assert_eq!(table.free_port(), 0x4000_0002);
+        table.last_port = 0x3FFF_FFFD;
+        assert_eq!(table.free_port(), 0x7FFF_FFFE);
+        assert_eq!(table.free_port(), 0x4000_0002);
+    }
+}

@@ -1,6 +1,6 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::packet::{op, shutdown};
 use super::super::*;
@@ -115,18 +115,24 @@ fn what_ends_during_a_pause_is_noticed_after_it() {
 
 #[test]
 fn a_pause_does_not_use_up_anybodys_patience() {
-    let mut setup = Setup::default();
-    setup.timeouts.request = Duration::from_secs(3600);
-    let mut guest = Guest::with(setup);
+    let mut guest = Guest::new();
     let _stream = guest.dial(b"CONNECT 3\n");
     let key = guest.expect_request(3);
+    let _silent = guest.dial(b"CONN");
+    let (closing, closing_key) = guest.accept(4);
+    drop(closing);
+    guest.expect(op::SHUTDOWN, closing_key);
     let queues = guest.device.suspend();
-    // As if the pause had been long.
+    // As if the pause had been long: a request, a handshake and a close.
+    let now = Instant::now();
     let muxer = guest.device.muxer.as_mut().unwrap();
     muxer.pass_time();
+    assert_eq!(muxer.late_at(Instant::now()), 3);
     guest.activate_with(queues);
-    guest.say(op::CREDIT_REQUEST, key);
-    guest.expect(op::CREDIT_UPDATE, key);
+    let queues = guest.device.suspend();
+    let muxer = guest.device.muxer.as_ref().unwrap();
+    assert_eq!(muxer.late_at(now + Duration::from_secs(3599)), 0);
+    guest.activate_with(queues);
     guest.say(op::RESPONSE, key);
     guest.assert_serves();
 }

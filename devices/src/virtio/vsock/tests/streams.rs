@@ -2,9 +2,11 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::credit::BUF_ALLOC;
+use super::super::muxer::MAX_HANDSHAKES;
 use super::super::packet::{Header, op, shutdown};
 use super::guest::*;
 use crate::fakes::Random;
@@ -518,4 +520,72 @@ fn many_connections_do_not_mix() {
             .or_default() += payload.len();
     }
     assert!(ends.iter().all(|(_, key)| counts[key] == 3000));
+}
+
+#[test]
+fn whoever_stalls_does_not_make_the_worker_spin() {
+    let mut guest = Guest::with(Setup {
+        rx_buffers: 32,
+        ..Setup::default()
+    });
+    let turns = |guest: &Guest| guest.device.counters.turns.load(Ordering::Relaxed);
+    // No credit, and data; no reader, and data; gone, and no credit for its last words; no line; no reader at all.
+    let stall = |guest: &mut Guest, key| {
+        guest.sockets.get_mut(&key).unwrap().buf_alloc = 0;
+        guest.say(op::CREDIT_UPDATE, key);
+    };
+    let (mut no_credit, key) = guest.accept(1);
+    stall(&mut guest, key);
+    no_credit.write_all(b"data").unwrap();
+    guest.expect(op::CREDIT_REQUEST, key);
+    let (no_reader, key) = guest.accept(2);
+    fill_up(&mut guest, key);
+    let (mut gone, key) = guest.accept(3);
+    stall(&mut guest, key);
+    gone.write_all(b"last words").unwrap();
+    guest.expect(op::CREDIT_REQUEST, key);
+    drop(gone);
+    assert_eq!(guest.expect(op::SHUTDOWN, key).flags, shutdown::RECEIVE);
+    let (half, key) = guest.accept(4);
+    half.shutdown(Shutdown::Write).unwrap();
+    guest.expect(op::SHUTDOWN, key);
+    let (unread, key) = guest.accept(5);
+    guest.say_with(op::SHUTDOWN, key, shutdown::RECEIVE);
+    let (chatter, key) = guest.accept(6);
+    let silent: Vec<_> = (0..MAX_HANDSHAKES + 5)
+        .map(|_| guest.dial(b"CON"))
+        .collect();
+    for empty in [false, true] {
+        if empty {
+            // No buffer either, and somebody who has something to say.
+            guest.refills = false;
+            (&chatter).write_all(&[0; 200_000]).unwrap();
+            for _ in 0..32 {
+                guest.receive();
+            }
+        }
+        let opcode = if empty {
+            op::CREDIT_UPDATE
+        } else {
+            op::CREDIT_REQUEST
+        };
+        // Until everybody has come to rest.
+        let mut before = turns(&guest);
+        loop {
+            guest.say(opcode, key);
+            let now = turns(&guest);
+            if now - before <= 3 {
+                break;
+            }
+            before = now;
+        }
+        let before = turns(&guest);
+        for _ in 0..50 {
+            guest.say(op::CREDIT_UPDATE, key);
+        }
+        let woken = turns(&guest) - before;
+        assert!(woken <= 150, "{woken} turns for 50 packets");
+        while guest.try_receive().is_some() {}
+    }
+    drop((no_credit, no_reader, half, unread, chatter, silent));
 }
