@@ -267,3 +267,11 @@ fn other_processors_wait_until_they_are_started() {
     rig.run("entry pci block", "Async")
         .passed("entry pci block");
 }
+
+#[test]
+fn the_binaries_are_as_small_as_promised() {
+    for (name, most) in [("fief-vmm", 4 << 20), ("fief-agent", 2 << 20)] {
+        let size = fs::metadata(binary(name)).unwrap().len();
+        assert!(size <= most, "{name} has {size} bytes, more than {most}");
+    }
+}
