@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use super::super::*;
@@ -81,6 +83,9 @@ pub struct Guest {
     received: VecDeque<Packet>,
     buffers: HashMap<u16, u64>,
     buffer_bytes: u32,
+    event_idx: bool,
+    /// Rx buffers offered so far: the index of the avail ring.
+    offered: u16,
 }
 
 /// How a guest is made.
@@ -140,6 +145,8 @@ impl Guest {
             received: VecDeque::new(),
             buffers: HashMap::new(),
             buffer_bytes: 0,
+            event_idx,
+            offered: 0,
         }
     }
 
@@ -172,9 +179,29 @@ impl Guest {
             let parts = [(at, bytes, true)];
             let head = self.rx.chain(&parts);
             self.buffers.insert(head, at);
+            self.offer(&[head]);
+        }
+    }
+
+    /// Offers rx buffers and kicks only if the device wants to know, as a driver that saves its exits does
+    /// (virtio 1.3 §2.7.10).
+    pub fn offer(&mut self, heads: &[u16]) {
+        let old = self.offered;
+        for &head in heads {
             self.rx.offer(head);
         }
-        self.rx.kick();
+        self.offered = old.wrapping_add(heads.len() as u16);
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let event = self.rx.avail_event();
+            self.offered.wrapping_sub(event).wrapping_sub(1) < self.offered.wrapping_sub(old)
+        } else {
+            let flags = self.rx.read(0x8000, 2);
+            u32::from(flags[0]) & VRING_USED_F_NO_NOTIFY == 0
+        };
+        if wanted {
+            self.rx.kick();
+        }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -219,12 +246,10 @@ impl Guest {
             let payload = self.rx.read(at + HEADER_BYTES as u64, header.len as usize);
             self.note(&header);
             self.received.push_back((header, payload));
-            if self.refills {
-                self.rx.offer(head);
-            }
         }
-        if self.refills && !used.is_empty() {
-            self.rx.kick();
+        if self.refills {
+            let heads: Vec<u16> = used.iter().map(|&(head, _)| head).collect();
+            self.offer(&heads);
         }
     }
 
