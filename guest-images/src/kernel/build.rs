@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{BZIMAGE, CONFIG, ELF, Error, KernelKind, RELEASE, apt, payload};
+use super::{BZIMAGE, CONFIG, ELF, Error, KernelKind, RELEASE, apt, io, payload, write};
 use crate::progress::{Progress, Unit};
 use crate::space;
 use crate::store::{Properties, Work};
@@ -241,16 +241,4 @@ fn compile(source: &Path, kind: KernelKind, progress: &dyn Progress) -> Result<(
     )?;
     progress.end();
     Ok(())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    fs::write(path, bytes).map_err(io("writing", path))
-}
-
-fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + use<'a> {
-    move |source| Error::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
 }

@@ -6,10 +6,23 @@ pub mod modules;
 mod packaged;
 pub mod payload;
 
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fs::write(path, bytes).map_err(io("writing", path))
+}
+
+fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + use<'a> {
+    move |source| Error::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::progress::Progress;
@@ -147,11 +160,7 @@ impl Kernel {
                 ..Default::default()
             });
         };
-        let text = std::fs::read(path).map_err(|source| Error::Io {
-            what: "reading",
-            path: path.clone(),
-            source,
-        })?;
+        let text = fs::read(path).map_err(io("reading", path))?;
         serde_json::from_slice(&text).map_err(Error::Index)
     }
 }

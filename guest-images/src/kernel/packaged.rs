@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::modules::Index;
-use super::{BZIMAGE, CONFIG, ELF, Error, MODULES_IMAGE, MODULES_INDEX, RELEASE, apt, payload};
+use super::{
+    BZIMAGE, CONFIG, ELF, Error, MODULES_IMAGE, MODULES_INDEX, RELEASE, apt, io, payload, write,
+};
 use crate::progress::{Progress, Unit};
 use crate::store::{Properties, Work};
 use crate::tool::Tool;
@@ -111,16 +113,4 @@ fn pack_modules(
     )?;
     progress.end();
     Ok(())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    fs::write(path, bytes).map_err(io("writing", path))
-}
-
-fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + use<'a> {
-    move |source| Error::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
 }
