@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 pub struct Hardware {
     /// RAM in MiB.
     pub memory_mib: u64,
-    /// Processors; under `icount` always 1. With more than one, emulation on several threads now and then gets Linux's
-    /// patching of its own running code wrong, and the machine's kernel dies of it ("Oops: int3" in KVM).
+    /// Processors; under `icount` always 1. With more than one, the machine's kernel was seen to die ("Oops: int3" in
+    /// KVM); code patching under emulation on several threads is suspected.
     pub cpus: u8,
     /// Count instructions: 1 instruction = 1 ns of the machine's time, repeatable runs.
     pub icount: bool,
