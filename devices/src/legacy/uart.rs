@@ -101,6 +101,8 @@ struct Registers {
     raised: u8,
     /// The worker waits for room before it reads more input.
     input_stalled: bool,
+    /// An access gave the worker something to do.
+    wake_due: bool,
     dropped: u64,
 }
 
@@ -244,35 +246,72 @@ impl Uart {
         }
     }
 
-    fn transmit(&self, registers: &mut Registers, byte: u8) {
-        registers.transmitter_empty = true;
-        if registers.mcr & MCR_LOOP != 0 {
-            if registers.input.len() < INPUT_CAPACITY {
-                registers.input.push_back(byte);
-            } else {
-                registers.overrun = true;
-            }
-        } else if registers.output.len() < OUTPUT_CAPACITY {
-            registers.output.push_back(byte);
-            if registers.output.len() == 1 {
-                self.wake();
-            }
-        } else {
-            registers.dropped = registers.dropped.saturating_add(1);
-        }
-    }
-
-    fn receive(&self, registers: &mut Registers) -> u8 {
-        let byte = registers.input.pop_front().unwrap_or(0);
-        if registers.input_stalled && registers.input.len() <= INPUT_CAPACITY / 2 {
-            registers.input_stalled = false;
+    /// Works on the registers and, once they are unlocked again, wakes the worker if that left it something to do. A
+    /// worker that was woken earlier would at once wait for the lock.
+    fn access(&self, work: impl FnOnce(&mut Registers)) {
+        let mut registers = self.lock();
+        work(&mut registers);
+        let wake = std::mem::take(&mut registers.wake_due);
+        drop(registers);
+        if wake {
             self.wake();
         }
-        byte
     }
 }
 
 impl Registers {
+    fn transmit(&mut self, byte: u8) {
+        self.transmitter_empty = true;
+        if self.mcr & MCR_LOOP != 0 {
+            if self.input.len() < INPUT_CAPACITY {
+                self.input.push_back(byte);
+            } else {
+                self.overrun = true;
+            }
+        } else if self.output.len() < OUTPUT_CAPACITY {
+            self.output.push_back(byte);
+            self.wake_due |= self.output.len() == 1;
+        } else {
+            self.dropped = self.dropped.saturating_add(1);
+        }
+    }
+
+    fn receive(&mut self) -> u8 {
+        let byte = self.input.pop_front().unwrap_or(0);
+        if self.input_stalled && self.input.len() <= INPUT_CAPACITY / 2 {
+            self.input_stalled = false;
+            self.wake_due = true;
+        }
+        byte
+    }
+
+    fn write(&mut self, offset: u64, value: u8) {
+        let [low, high] = &mut self.divisor;
+        match offset {
+            RBR_THR if self.lcr & LCR_DLAB != 0 => *low = value,
+            IER if self.lcr & LCR_DLAB != 0 => *high = value,
+            RBR_THR => self.transmit(value),
+            IER => {
+                // Enabling the transmitter-empty interrupt raises it at once, because the transmitter is empty.
+                if value & !self.ier & IER_TRANSMITTER_EMPTY != 0 {
+                    self.transmitter_empty = true;
+                }
+                self.ier = value & IER_MASK;
+            }
+            IIR_FCR => {
+                self.fifo = value & FCR_ENABLE != 0;
+                if value & FCR_CLEAR_RECEIVER != 0 {
+                    self.input.clear();
+                    self.wake_due |= std::mem::take(&mut self.input_stalled);
+                }
+            }
+            LCR => self.lcr = value,
+            MCR => self.mcr = value & MCR_MASK,
+            SCR => self.scr = value,
+            _ => {}
+        }
+    }
+
     fn divisor_latched(&self) -> bool {
         self.lcr & LCR_DLAB != 0
     }
@@ -324,54 +363,31 @@ impl BusDevice for Uart {
         let [value] = data else {
             return data.fill(0xFF);
         };
-        let registers = &mut *self.lock();
-        let [low, high] = registers.divisor;
-        *value = match offset {
-            RBR_THR if registers.divisor_latched() => low,
-            IER if registers.divisor_latched() => high,
-            RBR_THR => self.receive(registers),
-            IER => registers.ier,
-            IIR_FCR => registers.identify(),
-            LCR => registers.lcr,
-            MCR => registers.mcr,
-            LSR => registers.line_status(),
-            MSR => registers.modem_status(),
-            SCR => registers.scr,
-            _ => 0xFF,
-        };
-        registers.raised &= registers.causes();
+        self.access(|registers| {
+            let [low, high] = registers.divisor;
+            *value = match offset {
+                RBR_THR if registers.divisor_latched() => low,
+                IER if registers.divisor_latched() => high,
+                RBR_THR => registers.receive(),
+                IER => registers.ier,
+                IIR_FCR => registers.identify(),
+                LCR => registers.lcr,
+                MCR => registers.mcr,
+                LSR => registers.line_status(),
+                MSR => registers.modem_status(),
+                SCR => registers.scr,
+                _ => 0xFF,
+            };
+            registers.raised &= registers.causes();
+        });
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let &[value] = data else { return };
-        let registers = &mut *self.lock();
-        let [low, high] = &mut registers.divisor;
-        match offset {
-            RBR_THR if registers.lcr & LCR_DLAB != 0 => *low = value,
-            IER if registers.lcr & LCR_DLAB != 0 => *high = value,
-            RBR_THR => self.transmit(registers, value),
-            IER => {
-                // Enabling the transmitter-empty interrupt raises it at once, because the transmitter is empty.
-                if value & !registers.ier & IER_TRANSMITTER_EMPTY != 0 {
-                    registers.transmitter_empty = true;
-                }
-                registers.ier = value & IER_MASK;
-            }
-            IIR_FCR => {
-                registers.fifo = value & FCR_ENABLE != 0;
-                if value & FCR_CLEAR_RECEIVER != 0 {
-                    registers.input.clear();
-                    if std::mem::take(&mut registers.input_stalled) {
-                        self.wake();
-                    }
-                }
-            }
-            LCR => registers.lcr = value,
-            MCR => registers.mcr = value & MCR_MASK,
-            SCR => registers.scr = value,
-            _ => {}
-        }
-        self.raise(registers);
+        self.access(|registers| {
+            registers.write(offset, value);
+            self.raise(registers);
+        });
     }
 }
 
