@@ -15,6 +15,8 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// Start of the memory that a guest is told of. Page 0 is there too, for what kernels look for in it, but is not theirs.
+pub const LOW_RAM_START: u64 = 0x1000;
 /// End of conventional memory: what follows was video memory and firmware on a PC.
 pub const LOW_RAM_END: u64 = 0xA_0000;
 /// Start of extended memory (1 MiB).

@@ -30,7 +30,12 @@ pub type MapEntry = (u64, u64, u32);
 /// The memory map of a guest with `size` bytes of RAM.
 pub fn memory_map(size: u64) -> Vec<MapEntry> {
     // Few entries: while it maps its RAM, Linux searches the whole map for every 2 MiB of the first GiB, several times.
-    let mut map = vec![(0, layout::LOW_RAM_END, E820_RAM)];
+    // It takes page 0 out of the RAM by an entry of its own, if it finds it there.
+    let mut map = vec![(
+        layout::LOW_RAM_START,
+        layout::LOW_RAM_END - layout::LOW_RAM_START,
+        E820_RAM,
+    )];
     for (start, length) in layout::ram_ranges(size) {
         let skipped = if start == 0 {
             layout::HIGH_RAM_START

@@ -18,7 +18,7 @@ fn the_memory_map_lists_all_ram_but_the_firmware_area_and_nothing_twice() {
         let usable: u64 = map.iter().filter(|e| e.2 == E820_RAM).map(|e| e.1).sum();
         assert_eq!(
             usable,
-            size - (layout::HIGH_RAM_START - layout::LOW_RAM_END)
+            size - layout::LOW_RAM_START - (layout::HIGH_RAM_START - layout::LOW_RAM_END)
         );
         assert!(map.contains(&(layout::ECAM_START, layout::ECAM_SIZE, E820_RESERVED)));
         let tables = [layout::ACPI_START, layout::MP_TABLE_START];
