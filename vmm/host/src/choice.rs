@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+use crate::remembered;
+
 /// What the user asked for (`--host`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HostChoice {
@@ -48,7 +50,7 @@ pub struct Decision {
 }
 
 /// What `fief-vmm --probe` says of this machine's KVM.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Probe {
     /// Linux guests run here, at speed.
     pub linux_guests: bool,
@@ -56,8 +58,9 @@ pub struct Probe {
     pub why: String,
 }
 
-/// Decides where tenants run. `monitor` is the `fief-vmm` binary; it is only run when the choice is `Auto`.
-pub fn choose(choice: HostChoice, monitor: &Path) -> Decision {
+/// Decides where tenants run. `monitor` is the `fief-vmm` binary; it is only run when the choice is `Auto`, and not if
+/// `remembered`, a file that this function keeps, still has its answer.
+pub fn choose(choice: HostChoice, monitor: &Path, remembered: Option<&Path>) -> Decision {
     match choice {
         HostChoice::Native => Decision {
             kind: HostKind::Native,
@@ -67,7 +70,7 @@ pub fn choose(choice: HostChoice, monitor: &Path) -> Decision {
             kind: HostKind::Emulated,
             why: "asked for with --host emulated".to_owned(),
         },
-        HostChoice::Auto => match probe(monitor) {
+        HostChoice::Auto => match answer(monitor, remembered) {
             Ok(Probe {
                 linux_guests: true,
                 why,
@@ -87,6 +90,13 @@ pub fn choose(choice: HostChoice, monitor: &Path) -> Decision {
                 why,
             },
         },
+    }
+}
+
+fn answer(monitor: &Path, remembered: Option<&Path>) -> Result<Probe, String> {
+    match remembered {
+        Some(file) => remembered::verdict(file, monitor, || probe(monitor)),
+        None => probe(monitor),
     }
 }
 
@@ -138,16 +148,19 @@ mod tests {
     #[test]
     fn an_explicit_choice_does_not_run_the_monitor() {
         let nowhere = Path::new("no-such-monitor");
-        assert_eq!(choose(HostChoice::Native, nowhere).kind, HostKind::Native);
         assert_eq!(
-            choose(HostChoice::Emulated, nowhere).kind,
+            choose(HostChoice::Native, nowhere, None).kind,
+            HostKind::Native
+        );
+        assert_eq!(
+            choose(HostChoice::Emulated, nowhere, None).kind,
             HostKind::Emulated
         );
     }
 
     #[test]
     fn a_monitor_that_cannot_be_asked_means_emulated_and_says_why() {
-        let decision = choose(HostChoice::Auto, Path::new("no-such-monitor"));
+        let decision = choose(HostChoice::Auto, Path::new("no-such-monitor"), None);
         assert_eq!(decision.kind, HostKind::Emulated);
         assert!(decision.why.contains("no-such-monitor"), "{}", decision.why);
     }

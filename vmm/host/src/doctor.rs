@@ -82,7 +82,7 @@ const ENOUGH_SPACE: u64 = 4 << 30;
 /// Looks at this machine. `monitor` and `agent` are the binaries that fief starts; `state` is the state directory
 /// (it need not exist yet).
 pub fn examine(asked: HostChoice, monitor: &Path, agent: &Path, state: &Path) -> Report {
-    let host = choice::choose(asked, monitor);
+    let host = choice::choose(asked, monitor, None);
     let needed = |kind| {
         if host.kind == kind {
             Health::Missing

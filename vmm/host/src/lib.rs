@@ -5,6 +5,7 @@ pub mod choice;
 pub mod doctor;
 pub mod emulated;
 pub mod qemu;
+mod remembered;
 
 pub use choice::{Decision, HostChoice, HostKind, choose};
 pub use emulated::{EmulatedError, EmulatedHost, Status};

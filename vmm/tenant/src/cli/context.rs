@@ -64,7 +64,8 @@ impl Context {
 
     /// Which host runs tenants, and why.
     pub fn decide(&self) -> Decision {
-        fief_host::choose(self.choice, &self.monitor)
+        let remembered = self.state.join("probe.json");
+        fief_host::choose(self.choice, &self.monitor, Some(&remembered))
     }
 
     pub fn is_emulated(&self) -> bool {
