@@ -18,6 +18,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::fd::FromRawFd;
 
 use crate::machine::files::Files;
+use fief_devices::GuestRam;
 use memory::GuestMemory;
 
 /// Where the kernel offers virtual machines.
@@ -188,6 +189,7 @@ impl Host {
         Ok(Vm {
             fd: Arc::new(vm),
             ring,
+            ram: memory.ram().clone(),
         })
     }
 }
@@ -197,6 +199,8 @@ pub struct Vm {
     pub fd: Arc<VmFd>,
     /// Coalesced port writes, where KVM has them.
     pub ring: Option<Arc<coalesced::Ring>>,
+    /// What KVM has as the guest's memory.
+    ram: GuestRam,
 }
 
 fn from_file(file: File) -> Kvm {
