@@ -148,6 +148,11 @@ fn bad_names_sizes_and_numbers_are_refused_and_nothing_is_made() {
 }
 
 #[test]
+fn the_emulated_host_counts_instructions_on_one_processor_only() {
+    Rig::new().refuses("host start --icount --cpus 4", &["--icount", "--cpus"]);
+}
+
+#[test]
 fn unknown_words_get_a_hint() {
     let rig = Rig::new();
     rig.refuses("run --memry 1G -- true", &["--memory"]);
