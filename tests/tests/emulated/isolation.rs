@@ -1,6 +1,6 @@
-//! What an ordinary user of a tenant cannot do: become its root by way of what belongs to fief.
+//! What a tenant does not get, and what its ordinary users cannot do by way of what belongs to fief.
 
-use fief_tests::run_with;
+use fief_tests::{in_host, run_with};
 
 use super::Tenant;
 
@@ -76,5 +76,19 @@ fn fiefs_own_kernels_do_not_loop_vsock_back() {
     for cid in own_cids(&tenant) {
         let got = as_user(&tenant, &format!("/tmp/call {cid} 1024"));
         assert!(got.starts_with("not connected"), "context id {cid}: {got}");
+    }
+}
+
+#[test]
+fn a_tenants_processors_are_the_hosts_without_what_is_withheld() {
+    let tenant = Tenant::start("bare", "--image busybox");
+    let show = "grep -m1 ^flags /proc/cpuinfo; \
+                cat /sys/devices/system/clocksource/clocksource0/available_clocksource";
+    let (guest, host) = (tenant.sh(show).ok(), in_host(show).ok());
+    let has = |shown: &str, word: &str| shown.split_whitespace().any(|found| found == word);
+    // What machines inside a machine are made of; the emulated host has it, or nothing here would run.
+    assert!(has(&host, "svm") && !has(&guest, "svm"), "{guest}");
+    for wanted in ["x2apic", "tsc_deadline_timer", "hypervisor", "kvm-clock"] {
+        assert!(has(&guest, wanted), "{wanted} is not in: {guest}");
     }
 }
