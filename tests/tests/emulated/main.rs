@@ -4,6 +4,7 @@
 mod bad_input;
 mod commands;
 mod crashes;
+mod images;
 mod isolation;
 mod kernels;
 mod lifecycle;
