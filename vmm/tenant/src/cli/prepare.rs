@@ -11,9 +11,6 @@ use super::{Context, Error, Result};
 use crate::backend::BootFiles;
 use crate::spec::{Bytes, KernelChoice, KernelFormat, Spec, TenantName};
 
-/// The driver of the device that the monitor describes in ACPI for a guest to report its panic.
-const PANIC_DEVICE: &str = "pvpanic_mmio";
-
 /// A kernel by name, or the path of one.
 pub fn kernel_choice(text: &str) -> Result<KernelChoice> {
     if text.parse::<KernelKind>().is_ok() {
@@ -160,11 +157,7 @@ pub fn initramfs(
     let spec = InitramfsSpec {
         kernel: kernel.clone(),
         agent: context.agent().to_owned(),
-        modules: list
-            .iter()
-            .chain((!list.is_empty()).then_some(&PANIC_DEVICE))
-            .map(|&name| name.to_owned())
-            .collect(),
+        modules: list.iter().map(|&name| name.to_owned()).collect(),
         busybox: false,
     };
     let initramfs = images.ensure_initramfs(&spec, progress)?;
