@@ -64,8 +64,6 @@ pub struct Boot {
 pub struct Endpoints {
     /// The virtio-serial port of the agent, as QEMU's socket.
     pub agent: PathBuf,
-    /// QEMU's control socket (QMP).
-    pub control: PathBuf,
     /// Serial console output.
     pub console: PathBuf,
 }
@@ -75,7 +73,6 @@ impl Endpoints {
     pub fn in_directory(directory: &Path) -> Self {
         Self {
             agent: directory.join("serial.sock"),
-            control: directory.join("qmp.sock"),
             console: directory.join("console.log"),
         }
     }
@@ -131,10 +128,6 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
     add(
         "-device",
         "virtserialport,chardev=agent,name=fief.agent".to_owned(),
-    );
-    add(
-        "-qmp",
-        format!("unix:{},server=on,wait=off", escaped(&endpoints.control)),
     );
     add("-device", "virtio-rng-pci".to_owned());
     let own = [
