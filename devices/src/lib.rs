@@ -28,8 +28,8 @@ mod fakes;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod ram;
 pub mod virtio;
 pub mod worker;
 
-/// Guest RAM as every device sees it.
-pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
+pub use ram::GuestRam;

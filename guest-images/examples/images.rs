@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .into_iter()
                 .find(|k| k.to_string() == *kind)
                 .ok_or("no such kind")?;
-            images.remove(kind, name)?;
+            images.remove(kind, name, &[])?;
         }
         _ => return Err("unknown command".into()),
     }

@@ -64,6 +64,12 @@ impl Images {
         Ok(rootfs::get(&self.store, name)?)
     }
 
+    /// The root image of that artifact, also if its name `name` means another one by now or is gone; `None` if its files
+    /// are gone.
+    pub fn rootfs_artifact(&self, name: &str, id: &ArtifactId) -> Result<Option<RootImage>, Error> {
+        Ok(rootfs::find_artifact(&self.store, name, id)?)
+    }
+
     /// The kernel; made if it is missing, damaged, or its recipe changed.
     pub fn ensure_kernel(
         &self,
@@ -125,9 +131,10 @@ impl Images {
         Ok(listed)
     }
 
-    /// Forgets a name, and its files if no other name has them. What has them open keeps them.
-    pub fn remove(&self, kind: Kind, name: &str) -> Result<(), Error> {
-        Ok(self.store.remove(kind, name)?)
+    /// Forgets a name, and removes all files that no name has and that belong to none of `kept`. What has them open keeps
+    /// them.
+    pub fn remove(&self, kind: Kind, name: &str, kept: &[ArtifactId]) -> Result<(), Error> {
+        Ok(self.store.remove(kind, name, kept)?)
     }
 
     /// Reads everything in full; what is not as it was made.

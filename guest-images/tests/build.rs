@@ -58,7 +58,7 @@ fn both_module_lists_fit_the_distributions_kernel() {
         };
         let made = images.ensure_initramfs(&spec, &Silent).unwrap();
         assert!(holds(&made.path, "virtio_blk.ko\n"));
-        images.remove(Kind::Initramfs, &made.name).unwrap();
+        images.remove(Kind::Initramfs, &made.name, &[]).unwrap();
     }
 }
 

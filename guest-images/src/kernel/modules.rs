@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What a tenant's kernel needs to reach its root, talk to fief and see the power button. Everything else is loaded on
-/// demand from the modules image.
+/// What a tenant's kernel needs to reach its root, talk to fief, see the power button and report its panic (the monitor
+/// describes pvpanic in ACPI, not on PCI). Everything else is loaded on demand from the modules image.
 pub const TENANT: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
@@ -22,7 +22,7 @@ pub const TENANT: &[&str] = &[
     "virtio_net",
     "virtio_balloon",
     "fuse",
-    "pvpanic_pci",
+    "pvpanic_mmio",
     "button",
     "evdev",
 ];

@@ -151,6 +151,18 @@ pub fn find(store: &Store, name: &str) -> Result<Option<RootImage>, Error> {
         .transpose()
 }
 
+/// The image of that artifact, whose name is or was `name`; `None` if the artifact is gone.
+pub fn find_artifact(
+    store: &Store,
+    name: &str,
+    id: &ArtifactId,
+) -> Result<Option<RootImage>, Error> {
+    store
+        .artifact(id)?
+        .map(|artifact| RootImage::open(name, &artifact))
+        .transpose()
+}
+
 /// The image; an error that lists the known ones if there is none of that name.
 pub fn get(store: &Store, name: &str) -> Result<RootImage, Error> {
     match find(store, name)? {

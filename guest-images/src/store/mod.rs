@@ -232,8 +232,16 @@ impl Store {
         Ok(made)
     }
 
-    /// Takes the name away and, if no other name has it, the artifact too.
-    pub fn remove(&self, kind: Kind, name: &str) -> Result<(), Error> {
+    /// The artifact, whatever name it has or had; `None` if there is none.
+    pub fn artifact(&self, id: &ArtifactId) -> Result<Option<Artifact>, Error> {
+        match Artifact::open(self, id) {
+            Err(Error::NoArtifact(_)) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Takes the name away, and then every artifact that no name has and that is none of `kept`.
+    pub fn remove(&self, kind: Kind, name: &str, kept: &[ArtifactId]) -> Result<(), Error> {
         check_name(name)?;
         {
             let _store = self.lock("store")?;
@@ -255,14 +263,15 @@ impl Store {
                 }
             }
         }
-        self.prune()?;
+        self.prune(kept)?;
         Ok(())
     }
 
-    /// Removes artifacts that no name refers to; their number.
-    pub fn prune(&self) -> Result<usize, Error> {
+    /// Removes artifacts that no name refers to and that are none of `kept`; their number.
+    pub fn prune(&self, kept: &[ArtifactId]) -> Result<usize, Error> {
         let _store = self.lock("store")?;
-        let mut used = std::collections::HashSet::new();
+        let mut used: std::collections::HashSet<String> =
+            kept.iter().map(ArtifactId::to_string).collect();
         for kind in Kind::ALL {
             let dir = self.root.join("refs").join(kind.directory());
             for entry in fs::read_dir(&dir).map_err(io("reading", &dir))? {

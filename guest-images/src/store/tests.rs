@@ -253,7 +253,7 @@ fn names_that_are_paths_are_refused() {
             "{name:?}"
         );
         assert!(
-            matches!(store.remove(Kind::Rootfs, name), Err(Error::Name(_))),
+            matches!(store.remove(Kind::Rootfs, name, &[]), Err(Error::Name(_))),
             "{name:?}"
         );
     }
@@ -265,14 +265,33 @@ fn removing_a_name_keeps_files_that_another_name_has() {
     let (_dir, store) = store();
     let path = file(&make(&store, "a", "1", "same"));
     make(&store, "b", "1", "same");
-    store.remove(Kind::Rootfs, "a").unwrap();
+    store.remove(Kind::Rootfs, "a", &[]).unwrap();
     assert!(path.exists());
-    store.remove(Kind::Rootfs, "b").unwrap();
+    store.remove(Kind::Rootfs, "b", &[]).unwrap();
     assert!(!path.exists());
     assert!(matches!(
-        store.remove(Kind::Rootfs, "b"),
+        store.remove(Kind::Rootfs, "b", &[]),
         Err(Error::Missing { .. })
     ));
+}
+
+#[test]
+fn an_artifact_that_is_kept_outlives_its_name_and_is_found_without_it() {
+    let (_dir, store) = store();
+    let old = make(&store, "a", "1", "old");
+    let new = make(&store, "a", "2", "new");
+    let other = make(&store, "b", "1", "other");
+    let found = |artifact: &Artifact| store.artifact(artifact.id()).unwrap().is_some();
+    store
+        .remove(Kind::Rootfs, "b", std::slice::from_ref(old.id()))
+        .unwrap();
+    assert!(found(&old) && found(&new) && !found(&other));
+    store
+        .remove(Kind::Rootfs, "a", std::slice::from_ref(new.id()))
+        .unwrap();
+    assert!(!found(&old) && found(&new));
+    assert_eq!(store.prune(&[]).unwrap(), 1);
+    assert!(!found(&new));
 }
 
 #[test]
@@ -308,7 +327,7 @@ fn importing_from_a_store_that_was_tampered_with_fails_and_takes_nothing() {
     let path = file(&make(&one, "a", "1", "content"));
     let imported = other.import(&one, Kind::Rootfs, "a", &Silent).unwrap();
     assert_eq!(fs::read_to_string(file(&imported)).unwrap(), "content");
-    other.remove(Kind::Rootfs, "a").unwrap();
+    other.remove(Kind::Rootfs, "a", &[]).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&path, "cOntent").unwrap();
     assert!(other.import(&one, Kind::Rootfs, "a", &Silent).is_err());

@@ -5,6 +5,8 @@ mod bad_input;
 mod commands;
 mod crashes;
 mod instructions;
+mod images;
+mod isolation;
 mod kernels;
 mod lifecycle;
 mod streams;

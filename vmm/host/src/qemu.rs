@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub struct Hardware {
     /// RAM in MiB.
     pub memory_mib: u64,
-    /// Processors; under `icount` always 1. With more than one, the machine's kernel was seen to die ("Oops: int3" in
+    /// Processors. With more than one, the machine's kernel was seen to die ("Oops: int3" in
     /// KVM); code patching under emulation on several threads is suspected.
     pub cpus: u8,
     /// Count instructions: 1 instruction = 1 ns of the machine's time, repeatable runs.
@@ -64,8 +64,6 @@ pub struct Boot {
 pub struct Endpoints {
     /// The virtio-serial port of the agent, as QEMU's socket.
     pub agent: PathBuf,
-    /// QEMU's control socket (QMP).
-    pub control: PathBuf,
     /// Serial console output.
     pub console: PathBuf,
 }
@@ -75,7 +73,6 @@ impl Endpoints {
     pub fn in_directory(directory: &Path) -> Self {
         Self {
             agent: directory.join("serial.sock"),
-            control: directory.join("qmp.sock"),
             console: directory.join("console.log"),
         }
     }
@@ -100,11 +97,10 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
     if hardware.icount {
         add("-accel", "tcg,thread=single".to_owned());
         add("-icount", "shift=0,sleep=off".to_owned());
-        add("-smp", "1".to_owned());
     } else {
         add("-accel", "tcg,thread=multi,tb-size=512".to_owned());
-        add("-smp", hardware.cpus.to_string());
     }
+    add("-smp", hardware.cpus.to_string());
     add("-cpu", "EPYC,+svm,+npt".to_owned());
     add("-m", hardware.memory_mib.to_string());
     if hardware.iommu {
@@ -132,10 +128,6 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
     add(
         "-device",
         "virtserialport,chardev=agent,name=fief.agent".to_owned(),
-    );
-    add(
-        "-qmp",
-        format!("unix:{},server=on,wait=off", escaped(&endpoints.control)),
     );
     add("-device", "virtio-rng-pci".to_owned());
     let own = [

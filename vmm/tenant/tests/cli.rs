@@ -148,6 +148,11 @@ fn bad_names_sizes_and_numbers_are_refused_and_nothing_is_made() {
 }
 
 #[test]
+fn the_emulated_host_counts_instructions_on_one_processor_only() {
+    Rig::new().refuses("host start --icount --cpus 4", &["--icount", "--cpus"]);
+}
+
+#[test]
 fn unknown_words_get_a_hint() {
     let rig = Rig::new();
     rig.refuses("run --memry 1G -- true", &["--memory"]);
@@ -272,6 +277,38 @@ fn a_tenant_that_does_not_run_says_so_and_can_be_removed() {
     assert_eq!(rig.succeeds("rm a").trim(), "a");
     assert!(rig.tenants().is_empty());
     rig.succeeds("images rm tiny");
+}
+
+#[test]
+fn an_image_that_was_made_anew_or_removed_stays_with_the_tenants_that_were_made_from_it() {
+    let rig = Rig::with_image();
+    let artifact_of = |tenant: &str| {
+        let all: Value = serde_json::from_str(&rig.succeeds(&format!("inspect {tenant}"))).unwrap();
+        let id = all["spec"]["artifact"].as_str().unwrap().to_owned();
+        rig.path("state/images/artifacts").join(id)
+    };
+    let root = rig.path("root");
+    rig.succeeds("create old --image tiny --disk 16M");
+    fs::write(root.join("file"), "other content").unwrap();
+    rig.succeeds(&format!("images import tiny {}", root.display()));
+    rig.succeeds("create new --image tiny --disk 16M");
+    let (old, new) = (artifact_of("old"), artifact_of("new"));
+    assert_ne!(old, new);
+    rig.succeeds("images rm -f tiny");
+    assert!(old.exists() && new.exists());
+    // Removing any image removes what nobody has.
+    rig.succeeds("rm new");
+    rig.succeeds(&format!("images import another {}", root.display()));
+    fs::write(root.join("file"), "still other content").unwrap();
+    rig.succeeds(&format!("images import another {}", root.display()));
+    rig.succeeds("images rm another");
+    assert!(old.exists() && !new.exists());
+    fs::remove_dir_all(&old).unwrap();
+    rig.refuses("start old", &["'old'", "tiny", "gone", "fief rm old"]);
+    // What a tenant needs must be known before anything is removed.
+    rig.succeeds(&format!("images import another {}", root.display()));
+    fs::write(rig.path("state/tenants/old/spec.json"), "{").unwrap();
+    rig.refuses("images rm another", &["spec.json", "fief rm -f"]);
 }
 
 #[test]

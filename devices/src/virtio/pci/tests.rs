@@ -123,7 +123,7 @@ fn root() -> PciRoot {
 }
 
 fn ram() -> GuestRam {
-    GuestRam::from_ranges(&[(GuestAddress(0), usize::try_from(RAM).unwrap())]).unwrap()
+    crate::ram::anonymous(&[(GuestAddress(0), usize::try_from(RAM).unwrap())]).unwrap()
 }
 
 impl Rig {

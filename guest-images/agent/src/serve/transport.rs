@@ -44,21 +44,29 @@ impl Listener {
         Ok(Listener::Unix(listener))
     }
 
-    /// The next client, as a non-blocking stream; None if there is none (any more).
+    /// The next client, as a non-blocking stream; None if there is none, or one that is not to be served.
     pub fn accept(&self) -> Option<File> {
-        // SAFETY: accept4 without an address buffer returns a new descriptor that nothing else owns.
-        let fd = unsafe {
-            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-            let fd = libc::accept4(
-                self.as_fd().as_raw_fd(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                flags,
-            );
-            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
-        };
-        fd.map(File::from)
+        match self {
+            Listener::Unix(listener) => {
+                let (client, _) = listener.accept().ok()?;
+                client.set_nonblocking(true).ok()?;
+                Some(File::from(OwnedFd::from(client)))
+            }
+            Listener::Vsock(listener) => accept_from_host(listener),
+        }
     }
+}
+
+/// Serves the host alone. This guest's own users reach the port as well, wherever the kernel loops vsock back to them
+/// (module vsock_loopback) or they act as the host of a machine of their own (/dev/vhost-vsock): they have other context
+/// ids, which the kernel fills in. One who hangs up before the look is no client either.
+fn accept_from_host(listener: &OwnedFd) -> Option<File> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let client = socket::accept4(listener.as_raw_fd(), flags).ok()?;
+    // SAFETY: accept4 returned a new descriptor that nothing else owns.
+    let client = unsafe { OwnedFd::from_raw_fd(client) };
+    let peer = socket::getpeername::<VsockAddr>(client.as_raw_fd()).ok()?;
+    (peer.cid() == libc::VMADDR_CID_HOST).then(|| File::from(client))
 }
 
 impl AsFd for Listener {

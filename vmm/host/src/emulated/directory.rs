@@ -236,7 +236,7 @@ impl Directory {
 
     /// Removes the sockets; the logs stay to be read.
     pub(super) fn clear_sockets(&self) -> Result<(), EmulatedError> {
-        [AGENT_SOCKET, "serial.sock", "qmp.sock"]
+        [AGENT_SOCKET, "serial.sock"]
             .iter()
             .try_for_each(|name| self.remove(name))
     }

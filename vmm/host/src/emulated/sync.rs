@@ -1,17 +1,21 @@
 //! Copies fief's binaries and images into the emulated host, once each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use fief_agent_proto::{Connection, ExecRequest, WriteFile};
+use fief_agent_proto::{Connection, ExecRequest, ReadFile, WriteFile};
+use fief_images::store::hash_bytes;
 use fief_images::{Images, Kind, Progress, Unit};
 use serde::{Deserialize, Serialize};
 
 use super::directory::Directory;
 use super::{EmulatedError, INNER_BINARIES, INNER_STATE};
+
+/// Largest file of a store that is a description or a ref and not content.
+const INDEX_MAX: u64 = 16 << 10;
 
 /// What the emulated host's disk holds, by path inside; each with the fingerprint of what was copied.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,18 @@ struct Item {
     size: u64,
 }
 
+impl Item {
+    /// The directory it is in.
+    fn directory(&self) -> &str {
+        self.to.rsplit_once('/').map_or("", |(parent, _)| parent)
+    }
+
+    /// A description of an artifact or a name for one: without it, what it stands for does not count.
+    fn is_index(&self) -> bool {
+        self.to.starts_with(INNER_STATE) && self.size <= INDEX_MAX
+    }
+}
+
 pub(super) fn synchronise(
     directory: &Directory,
     connection: &Connection,
@@ -58,7 +74,18 @@ pub(super) fn synchronise(
             size: file.size,
         });
     }
-    items.retain(|item| copies.0.get(&item.to) != Some(&item.fingerprint));
+    let recorded = |item: &Item| copies.0.get(&item.to) == Some(&item.fingerprint);
+    // What was copied may have been removed inside since (`fief images rm` there): then nothing beside it is believed.
+    let mut missing = BTreeSet::new();
+    for item in items
+        .iter()
+        .filter(|item| recorded(item) && item.is_index())
+    {
+        if !is_inside(connection, item) {
+            missing.insert(item.directory().to_owned());
+        }
+    }
+    items.retain(|item| !recorded(item) || missing.contains(item.directory()));
     if items.is_empty() {
         return Ok(());
     }
@@ -96,6 +123,15 @@ fn binary(path: &Path) -> Result<Item, EmulatedError> {
         fingerprint: format!("{} bytes of {}", data.len(), changed.as_nanos()),
         size: data.len(),
     })
+}
+
+/// Whether the file is inside as it is here.
+fn is_inside(connection: &Connection, item: &Item) -> bool {
+    let mut content = Vec::new();
+    let request = ReadFile {
+        path: item.to.clone(),
+    };
+    connection.read_file(&request, &mut content).is_ok() && hash_bytes(&content) == item.fingerprint
 }
 
 fn copy(

@@ -73,7 +73,7 @@ fn a_launch_is_read_back_as_it_was_written() {
 fn what_an_earlier_run_left_is_removed_but_not_the_disk() {
     let state = tempfile::tempdir().unwrap();
     let directory = Directory::new(state.path().to_owned());
-    for name in ["agent.sock", "qmp.sock", "console.log", "disk.ext4"] {
+    for name in ["agent.sock", "serial.sock", "console.log", "disk.ext4"] {
         fs::write(state.path().join(name), "").unwrap();
     }
     directory.clear_run_files().unwrap();

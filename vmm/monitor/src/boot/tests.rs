@@ -20,7 +20,7 @@ fn files(kernel: &[u8], initrd: Option<&[u8]>) -> BootFiles {
 
 #[test]
 fn a_bad_kernel_and_a_bad_initrd_are_named_with_their_path() {
-    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
+    let ram = fief_devices::ram::anonymous(&[(GuestAddress(0), 32 << 20)]).unwrap();
     let error = load(&files(b"nothing", None), &ram, 32 << 20).unwrap_err();
     assert!(
         error.to_string().starts_with("/boot/vmlinux is no kernel"),
@@ -30,7 +30,7 @@ fn a_bad_kernel_and_a_bad_initrd_are_named_with_their_path() {
 
 #[test]
 fn acpi_tables_larger_than_their_place_are_refused() {
-    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
+    let ram = fief_devices::ram::anonymous(&[(GuestAddress(0), 32 << 20)]).unwrap();
     let mut files = files(&tiny_kernel(), None);
     files.acpi = vec![0; 0x1_0001];
     let error = load(&files, &ram, 32 << 20).unwrap_err();
@@ -50,7 +50,7 @@ fn acpi_tables_larger_than_their_place_are_refused() {
 fn loading_twice_into_cleared_ram_gives_the_same_memory() {
     let files = files(&tiny_kernel(), Some(&[5; 10_000]));
     let image = || {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        let ram = fief_devices::ram::anonymous(&[(GuestAddress(0), 4 << 20)]).unwrap();
         let entry = load(&files, &ram, 4 << 20).unwrap();
         let mut bytes = vec![0; 4 << 20];
         ram.read_slice(&mut bytes, GuestAddress(0)).unwrap();

@@ -83,6 +83,61 @@ pub fn physical_bits(supported: &CpuId) -> u8 {
     bits.clamp(32, 52)
 }
 
+/// What a guest does not get though KVM supports it: bits of EAX, EBX, ECX and EDX of a leaf. KVM goes by this CPUID, so
+/// that using one of them is a fault in the guest. Bits: Intel SDM 2A, CPUID; AMD64 APM 3, appendix E.
+fn withheld(function: u32, index: u32) -> [u32; 4] {
+    const NOTHING: [u32; 4] = [0; 4];
+    const EVERYTHING: [u32; 4] = [u32::MAX; 4];
+    // Virtual machines inside the guest: most of what has ever been wrong in KVM was in their handling.
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    const SVM_FEATURES: u32 = 0x8000_000A;
+    // What counts, samples or traces execution: a guest could watch its host and its neighbours with it.
+    const DTES64: u32 = 1 << 2;
+    const PDCM: u32 = 1 << 15;
+    const DEBUG_STORE: u32 = 1 << 21;
+    const PROCESSOR_TRACE: u32 = 1 << 25;
+    const ARCH_LBR: u32 = 1 << 19;
+    const PERFMON_EXT: u32 = 1 << 8;
+    const COUNTERS: u32 = 0xA;
+    const TRACE_LEAF: u32 = 0x14;
+    const LBR_LEAF: u32 = 0x1C;
+    const PERFMON_EXT_LEAF: u32 = 0x23;
+    const IBS: u32 = 1 << 10;
+    const PERFCTR_CORE: u32 = 1 << 23;
+    const PERFCTR_NB: u32 = 1 << 24;
+    const PERF_TSC: u32 = 1 << 27;
+    const PERFCTR_LLC: u32 = 1 << 28;
+    const IBS_LEAF: u32 = 0x8000_001B;
+    const PERFMON_V2: u32 = 0x8000_0022;
+    // Enclaves need memory that the monitor would have to reserve.
+    const SGX: u32 = 1 << 2;
+    const SGX_LAUNCH: u32 = 1 << 30;
+    const SGX_LEAF: u32 = 0x12;
+    // Transactions leak what their aborts leave in buffers (TSX Asynchronous Abort).
+    const HLE: u32 = 1 << 4;
+    const RTM: u32 = 1 << 11;
+    // UMWAIT and TPAUSE put the host's CPU to sleep; its next user waits for it to wake up.
+    const WAITPKG: u32 = 1 << 5;
+    match (function, index) {
+        (1, _) => [0, 0, VMX | DTES64 | PDCM, DEBUG_STORE],
+        (7, 0) => [
+            0,
+            SGX | HLE | RTM | PROCESSOR_TRACE,
+            WAITPKG | SGX_LAUNCH,
+            ARCH_LBR,
+        ],
+        (7, 1) => [PERFMON_EXT, 0, 0, 0],
+        (COUNTERS | SGX_LEAF | TRACE_LEAF | LBR_LEAF | PERFMON_EXT_LEAF, _) => EVERYTHING,
+        (0x8000_0001, _) => {
+            let counters = IBS | PERFCTR_CORE | PERFCTR_NB | PERF_TSC | PERFCTR_LLC;
+            [0, 0, SVM | counters, 0]
+        }
+        (SVM_FEATURES | IBS_LEAF | PERFMON_V2, _) => EVERYTHING,
+        _ => NOTHING,
+    }
+}
+
 /// Makes the CPUID of vCPU `index` from what KVM supports.
 pub fn for_vcpu(
     supported: &CpuId,
@@ -101,6 +156,11 @@ pub fn for_vcpu(
         .find(|entry| entry.function == 0)
         .map_or(0, |entry| entry.eax);
     for entry in &mut entries {
+        let [eax, ebx, ecx, edx] = withheld(entry.function, entry.index);
+        entry.eax &= !eax;
+        entry.ebx &= !ebx;
+        entry.ecx &= !ecx;
+        entry.edx &= !edx;
         patch(entry, topology, timing, index);
     }
     // 0xB also where the host has it not but goes that far: it says "x2APIC id" to whoever asks.
@@ -141,8 +201,6 @@ fn patch(entry: &mut kvm_cpuid_entry2, topology: Topology, timing: Timing, index
             let cores = (topology.package_ids() >> topology.thread_bits()).saturating_sub(1);
             entry.eax = entry.eax & 0x3FFF | sharing.saturating_sub(1) << 14 | cores << 26;
         }
-        // No performance counters: nothing in a tenant needs them and the host's are not to be watched through them.
-        0xA => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         HYPERVISOR_BASE if timing.tsc_khz != 0 => entry.eax = entry.eax.max(HYPERVISOR_TIMING),
         0x8000_0001 => {
             let amd = entry.ecx & ECX8_TOPOLOGY != 0;

@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 
 use fief_devices::GuestRam;
+use fief_devices::ram::GuestRegion;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{KvmError, refused};
 use crate::boot::layout;
@@ -40,8 +40,7 @@ pub enum MemoryError {
     Clear(io::Error),
 }
 
-/// The RAM of a machine. Its pages are mapped until the process ends (a monitor has one machine), so that a device's
-/// clone of [`GuestRam`] can never outlive them.
+/// The RAM of a machine. It is unmapped with the last of its users: a device's or a vCPU's clone of [`GuestRam`].
 pub struct GuestMemory {
     ram: GuestRam,
     size: u64,
@@ -98,8 +97,8 @@ impl GuestMemory {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is mapped for as long as the process lives, and nothing but the guest and the
-            // volatile accesses of vm-memory use it.
+            // SAFETY: every vCPU, through which alone KVM uses a slot, has a clone of the RAM; and nothing but the guest
+            // and the volatile accesses of vm-memory use it.
             unsafe { vm.set_user_memory_region(slot) }
                 .map_err(refused("take the guest's memory"))?;
         }
@@ -197,7 +196,7 @@ fn map_region(
     offset: u64,
     start: u64,
     length: u64,
-) -> Result<GuestRegionMmap<()>, MemoryError> {
+) -> Result<GuestRegion, MemoryError> {
     let failed = |source| MemoryError::Map {
         mib: config.size_mib,
         source,
@@ -222,15 +221,9 @@ fn map_region(
     if file.is_none() {
         name_mapping(address, size);
     }
-    let builder = MmapRegionBuilder::new(size)
-        .with_mmap_prot(prot)
-        .with_mmap_flags(flags);
-    // SAFETY: the range is mapped with these permissions and is never unmapped.
-    let region = unsafe { builder.with_raw_mmap_pointer(address) }
-        .build()
-        .map_err(|e| MemoryError::Layout(e.to_string()))?;
-    GuestRegionMmap::new(region, GuestAddress(start))
-        .ok_or_else(|| MemoryError::Layout(format!("the RAM at {start:#x} wraps around")))
+    // SAFETY: the range was just mapped, readable and writable, and is known to nobody else.
+    unsafe { GuestRegion::from_mapping(address, size, GuestAddress(start)) }
+        .map_err(|e| MemoryError::Layout(format!("the RAM at {start:#x}: {e}")))
 }
 
 /// Gives guest RAM a name in `/proc/PID/smaps`, so that what the monitor itself takes can be told from it.

@@ -13,11 +13,14 @@ use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::fd::FromRawFd;
 
 use crate::machine::files::Files;
+use fief_devices::GuestRam;
 use memory::GuestMemory;
 
 /// Where the kernel offers virtual machines.
@@ -177,6 +180,7 @@ impl Host {
             .map_err(refused("make a virtual machine"))?;
         // Memory first: once the irqchip's devices are on KVM's buses, every new slot waits for an SRCU grace period.
         memory.attach(&vm)?;
+        switch_counters_off(&vm);
         vm.set_identity_map_address(crate::boot::layout::IDENTITY_MAP_START)
             .map_err(refused("place the identity map"))?;
         let tss = usize::try_from(crate::boot::layout::TSS_START).unwrap_or(usize::MAX);
@@ -188,8 +192,23 @@ impl Host {
         Ok(Vm {
             fd: Arc::new(vm),
             ring,
+            ram: memory.ram().clone(),
         })
     }
+}
+
+/// Switches the guest's performance counters off. CPUID alone does not do it: AMD's first four are there whatever it says.
+/// To be called before there is a vCPU (api.rst, KVM_CAP_PMU_CAPABILITY).
+fn switch_counters_off(vm: &VmFd) {
+    let mut off = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        ..Default::default()
+    };
+    if let Some(first) = off.args.first_mut() {
+        *first = KVM_PMU_CAP_DISABLE.into();
+    }
+    // Refused where KVM has no counters to give, and before Linux 5.18.
+    let _ = vm.enable_cap(&off);
 }
 
 /// A virtual machine of KVM.
@@ -197,6 +216,8 @@ pub struct Vm {
     pub fd: Arc<VmFd>,
     /// Coalesced port writes, where KVM has them.
     pub ring: Option<Arc<coalesced::Ring>>,
+    /// What KVM has as the guest's memory.
+    ram: GuestRam,
 }
 
 fn from_file(file: File) -> Kvm {

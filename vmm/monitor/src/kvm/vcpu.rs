@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fief_devices::GuestRam;
 use kvm_bindings::{
     CpuId, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu,
@@ -75,6 +76,8 @@ pub struct Vcpu {
     index: u8,
     pristine: kvm_sregs,
     ring: Option<Arc<Ring>>,
+    /// Behind `fd`, so that it is mapped for as long as the guest can run.
+    _ram: GuestRam,
 }
 
 impl Vcpu {
@@ -93,6 +96,7 @@ impl Vcpu {
             index,
             pristine,
             ring: vm.ring.clone(),
+            _ram: vm.ram.clone(),
         })
     }
 

@@ -81,6 +81,7 @@ pub(super) fn parse(text: &[u8], path: &Path) -> Result<FullVmConfiguration, Fil
             None => {}
             Some(Value::Null) => removed = true,
             Some(Value::Array(list)) if list.is_empty() => removed = true,
+            Some(Value::Object(fields)) if fields.is_empty() => removed = true,
             Some(_) => return Err(FileError::NotOffered { path, section }),
         }
     }

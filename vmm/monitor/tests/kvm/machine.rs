@@ -297,3 +297,26 @@ fn a_kernel_that_is_none_ends_the_building_with_its_path_and_reports_nothing() {
     let path = config.boot.kernel.display().to_string();
     assert!(error.starts_with(&path), "{error}");
 }
+
+#[test]
+fn the_ram_of_a_machine_goes_with_it_also_when_its_building_fails() {
+    // No other test of this program has such RAM: it is known by its name.
+    let mapped = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.matches("memfd:guest-ram").count()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &Payload::new().power_off(), 2);
+    config.memory.backing = MemoryBacking::Memfd;
+    let (machine, exit) = build(&config);
+    assert_eq!(mapped(), 1);
+    machine.resume().unwrap();
+    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    machine.stop();
+    assert_eq!(mapped(), 0);
+
+    fs::write(&config.boot.kernel, b"\x7FELF").unwrap();
+    let failed = Machine::build(&config, &Files::new(), Box::new(|_| panic!("nothing ran")));
+    assert!(failed.is_err());
+    assert_eq!(mapped(), 0);
+}

@@ -54,8 +54,8 @@ struct StartArgs {
     /// Memory [4G]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
-    /// Processors [2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Processors [1]
+    #[arg(long, value_name = "N", conflicts_with = "icount", value_parser = clap::value_parser!(u8).range(1..=64))]
     cpus: Option<u8>,
     /// One processor whose clock counts instructions: repeatable measurements
     #[arg(long)]
@@ -137,16 +137,50 @@ fn status(host: &EmulatedHost, json: bool) -> Result<String> {
         .map(|pid| format!(" (process {pid})"))
         .unwrap_or_default();
     Ok(format!(
-        "running{pid}: {} processors{}, {} of memory{}; its disk takes {}\nconsole: {}\n",
-        hardware.cpus,
-        if hardware.icount {
-            " counting instructions"
-        } else {
-            ""
-        },
-        Bytes::from_mib(hardware.memory_mib),
-        if hardware.iommu { ", an IOMMU" } else { "" },
+        "running{pid}: {}; its disk takes {}\nconsole: {}\n",
+        in_words(&hardware),
         Bytes(status.disk_bytes),
         status.console.display()
     ))
+}
+
+fn in_words(hardware: &Hardware) -> String {
+    let cpus = match hardware.cpus {
+        1 => "1 processor".to_owned(),
+        several => format!("{several} processors"),
+    };
+    let counting = if hardware.icount {
+        " counting instructions"
+    } else {
+        ""
+    };
+    let memory = Bytes::from_mib(hardware.memory_mib);
+    let iommu = if hardware.iommu { ", an IOMMU" } else { "" };
+    format!("{cpus}{counting}, {memory} of memory{iommu}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_told_in_plain_words() {
+        let usual = Hardware::default();
+        assert_eq!(in_words(&usual), "1 processor, 4 GiB of memory");
+        let large = Hardware {
+            cpus: 4,
+            memory_mib: 8192,
+            iommu: true,
+            ..usual.clone()
+        };
+        assert_eq!(in_words(&large), "4 processors, 8 GiB of memory, an IOMMU");
+        let counting = Hardware {
+            icount: true,
+            ..usual
+        };
+        assert_eq!(
+            in_words(&counting),
+            "1 processor counting instructions, 4 GiB of memory"
+        );
+    }
 }

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::{Context, Error, Result};
 use crate::progress::Shown;
-use crate::spec::Bytes;
+use crate::spec::{Bytes, Spec, TenantName};
+use crate::store::{Store, StoreError};
 use crate::table::table;
 use crate::terminal::output;
 
@@ -40,7 +41,7 @@ enum Action {
     },
     /// Remove images
     Rm {
-        /// Also images that tenants are made from
+        /// Also images that tenants are made from; these keep their files
         #[arg(long, short = 'f')]
         force: bool,
         #[arg(required = true, value_name = "NAME")]
@@ -126,17 +127,17 @@ fn row(entry: Entry) -> Vec<String> {
 }
 
 fn remove(context: &Context, names: &[String], force: bool) -> Result<()> {
-    let store = context.store()?;
     let images = context.images()?;
+    let tenants = specs(&context.store()?)?;
+    let kept: Vec<_> = tenants
+        .iter()
+        .filter_map(|(_, spec)| spec.artifact.clone())
+        .collect();
     for name in names {
-        let used_by = store
-            .tenants()?
-            .into_iter()
-            .find(|tenant| tenant.spec().is_ok_and(|spec| spec.image == *name));
-        if let (Some(tenant), false) = (used_by, force) {
+        let used_by = tenants.iter().find(|(_, spec)| spec.image == *name);
+        if let (Some((tenant, _)), false) = (used_by, force) {
             return Err(Error::new(format!(
-                "the image '{name}' is used by tenant '{0}'; remove that first (`fief rm {0}`), or give -f",
-                tenant.name
+                "the image '{name}' is used by tenant '{tenant}'; remove that first (`fief rm {tenant}`), or give -f"
             )));
         }
         let known = images
@@ -153,8 +154,22 @@ fn remove(context: &Context, names: &[String], force: bool) -> Result<()> {
                 "there is no image '{name}'{own}; `fief images` lists those there are"
             )));
         }
-        images.remove(Kind::Rootfs, name)?;
+        images.remove(Kind::Rootfs, name, &kept)?;
         output(&format!("{name}\n"))?;
     }
     Ok(())
+}
+
+/// What every tenant asks for. One that cannot be read is an error: the files that it needs would not be known.
+fn specs(store: &Store) -> Result<Vec<(TenantName, Spec)>> {
+    let mut specs = Vec::new();
+    for tenant in store.tenants()? {
+        match tenant.spec() {
+            Ok(spec) => specs.push((tenant.name, spec)),
+            // It was removed since.
+            Err(StoreError::NoTenant(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(specs)
 }

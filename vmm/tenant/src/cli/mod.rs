@@ -33,8 +33,8 @@ pub use error::{Error, OWN_FAILURE, Result, remote};
 use crate::carry;
 use crate::terminal::output;
 
-/// Give every user a Linux of their own: root, a package manager, their own kernel, and no way to touch the host or a
-/// neighbour.
+/// Give every user a Linux of their own: root, a package manager, their own kernel, in a virtual machine apart from the
+/// host and from neighbours.
 #[derive(Debug, Parser)]
 #[command(name = "fief", version, disable_help_subcommand = true, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {

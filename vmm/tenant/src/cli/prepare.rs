@@ -9,10 +9,7 @@ use fief_images::{
 
 use super::{Context, Error, Result};
 use crate::backend::BootFiles;
-use crate::spec::{Bytes, KernelChoice, KernelFormat, Spec};
-
-/// The driver of the device that the monitor describes in ACPI for a guest to report its panic.
-const PANIC_DEVICE: &str = "pvpanic_mmio";
+use crate::spec::{Bytes, KernelChoice, KernelFormat, Spec, TenantName};
 
 /// A kernel by name, or the path of one.
 pub fn kernel_choice(text: &str) -> Result<KernelChoice> {
@@ -120,8 +117,28 @@ pub fn resolve(images: &Images, spec: &mut Spec, progress: &dyn Progress) -> Res
         )));
     }
     spec.image = root.name.clone();
-    spec.artifact = Some(root.artifact.to_string());
+    spec.artifact = Some(root.artifact.clone());
     Ok(root)
+}
+
+/// The image that a tenant was made from, whatever its name means by now.
+pub fn image_of(
+    images: &Images,
+    tenant: &TenantName,
+    spec: &Spec,
+    progress: &dyn Progress,
+) -> Result<RootImage> {
+    let Some(artifact) = &spec.artifact else {
+        return image(images, &spec.image, progress);
+    };
+    images.rootfs_artifact(&spec.image, artifact)?.ok_or_else(|| {
+        Error::new(format!(
+            "the image that tenant '{tenant}' was made from ('{}', {}) is gone, and its disk fits over no other; bring \
+             back that very image, or remove the tenant with `fief rm {tenant}`",
+            spec.image,
+            artifact.short()
+        ))
+    })
 }
 
 /// The initramfs for a kernel: with the agent, and the modules that a tenant's boot needs.
@@ -140,11 +157,7 @@ pub fn initramfs(
     let spec = InitramfsSpec {
         kernel: kernel.clone(),
         agent: context.agent().to_owned(),
-        modules: list
-            .iter()
-            .chain((!list.is_empty()).then_some(&PANIC_DEVICE))
-            .map(|&name| name.to_owned())
-            .collect(),
+        modules: list.iter().map(|&name| name.to_owned()).collect(),
         busybox: false,
     };
     let initramfs = images.ensure_initramfs(&spec, progress)?;
@@ -212,6 +225,40 @@ mod tests {
             let name = imported_name(Path::new(path));
             assert!(fief_images::store::check_name(&name).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_tenant_keeps_the_image_that_it_was_made_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let images = Images::open(&directory.path().join("images")).unwrap();
+        let silent = &fief_images::Silent;
+        let import = |content: &str| {
+            fs::write(root.join("file"), content).unwrap();
+            images.import_rootfs("tiny", &root, silent).unwrap()
+        };
+        let old = import("old");
+        let mut spec = Spec {
+            image: "tiny".into(),
+            ..crate::spec::tests::spec()
+        };
+        resolve(&images, &mut spec, silent).unwrap();
+        let name: TenantName = "a".parse().unwrap();
+        let new = import("new");
+        assert_ne!(old.path, new.path);
+        let found = |spec: &Spec| image_of(&images, &name, spec, silent).unwrap().path;
+        assert_eq!(found(&spec), old.path);
+        images
+            .remove(fief_images::Kind::Rootfs, "tiny", &[old.artifact])
+            .unwrap();
+        assert_eq!(found(&spec), old.path);
+        images.store().prune(&[]).unwrap();
+        let error = image_of(&images, &name, &spec, silent).unwrap_err().text();
+        assert!(
+            error.contains("'a'") && error.contains("tiny") && error.contains("fief rm a"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -28,17 +28,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     for name in &args.names {
         let spec = store.tenant(name)?.spec()?;
         spec.check(prepare::total_memory()?)?;
-        let root = prepare::image(&images, &spec.image, &progress)?;
-        if spec
-            .artifact
-            .as_deref()
-            .is_some_and(|made_with| made_with != root.artifact.as_str())
-        {
-            eprintln!(
-                "fief: the image '{}' was made anew since tenant '{name}' was: files of the two may not fit together",
-                spec.image
-            );
-        }
+        let root = prepare::image_of(&images, name, &spec, &progress)?;
         let files = prepare::boot_files(&images, context, &spec, root, &progress)?;
         let locked = store.lock(name)?;
         let order = Order {

@@ -5,6 +5,7 @@ mod size;
 
 use std::path::PathBuf;
 
+use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
 pub use name::{NameError, TenantName};
@@ -70,9 +71,9 @@ pub struct Spec {
     pub version: u32,
     /// Name of the image.
     pub image: String,
-    /// The image's artifact when the tenant was made: its disk belongs over that one.
+    /// What the image was when the tenant was made: its disk fits over no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub artifact: Option<String>,
+    pub artifact: Option<ArtifactId>,
     pub kernel: KernelChoice,
     #[serde(default)]
     pub kernel_format: KernelFormat,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,9 +28,10 @@ pub(super) fn directory(prefix: &str, parent: &Path) -> io::Result<tempfile::Tem
         .tempdir_in(parent)
 }
 
-/// A directory whose content is to be removed, by whoever comes by.
-pub(super) fn trash(parent: &Path) -> io::Result<PathBuf> {
-    Ok(directory(GONE, parent)?.keep())
+/// The name under which a directory is removed, by whoever comes by. Its inode number makes it the only one.
+pub(super) fn trash(directory: &Path, parent: &Path) -> io::Result<PathBuf> {
+    let number = fs::metadata(directory)?.ino();
+    Ok(parent.join(format!("{GONE}{number}")))
 }
 
 impl Store {

@@ -230,9 +230,9 @@ impl Locked {
         let Some(parent) = directory.parent() else {
             return Ok(());
         };
-        let trash = leftovers::trash(parent).map_err(failed("make a directory in", parent))?;
-        let moved = trash.join(self.tenant.name.as_str());
-        fs::rename(directory, &moved).map_err(failed("remove", directory))?;
+        let trash = leftovers::trash(directory, parent).map_err(failed("read", directory))?;
+        // One step: every command removes what bears such a name, and at once.
+        fs::rename(directory, &trash).map_err(failed("remove", directory))?;
         Ok(remove(&trash)?)
     }
 }

@@ -241,6 +241,24 @@ fn a_removed_tenant_is_gone_for_those_who_waited_for_its_lock() {
 }
 
 #[test]
+fn tenants_are_removed_while_other_commands_look_for_leftovers() {
+    let place = Place::new();
+    let store = place.store();
+    std::thread::scope(|scope| {
+        let removals = scope.spawn(|| {
+            for _ in 0..100 {
+                make(&store, "a", &spec());
+                store.lock(&name("a")).unwrap().remove().unwrap();
+            }
+        });
+        while !removals.is_finished() {
+            place.store();
+        }
+    });
+    assert!(place.entries().is_empty(), "{:?}", place.entries());
+}
+
+#[test]
 fn a_spec_from_the_future_is_refused_and_a_damaged_one_named() {
     let place = Place::new();
     let store = place.store();

@@ -31,7 +31,7 @@ pub fn ram() -> &'static GuestRam {
         (GuestAddress(SEAM), (HOLE - SEAM) as usize),
         (GuestAddress(0x300_0000), 0x10_0000),
     ];
-    Box::leak(Box::new(GuestRam::from_ranges(&ranges).unwrap()))
+    Box::leak(Box::new(crate::ram::anonymous(&ranges).unwrap()))
 }
 
 /// What the device has told the driver.

@@ -22,7 +22,7 @@ fn load_bytes(
 ) -> (Result<LoadedInitrd, InitrdError>, GuestRam) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
+    let ram = fief_devices::ram::anonymous(&[(GuestAddress(0), RAM as usize)]).unwrap();
     (load(&file, &ram, RAM, kernel), ram)
 }
 

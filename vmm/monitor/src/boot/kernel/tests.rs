@@ -71,7 +71,7 @@ fn note(name: &[u8], kind: u32, content: &[u8]) -> Vec<u8> {
 }
 
 fn ram() -> GuestRam {
-    GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap()
+    fief_devices::ram::anonymous(&[(GuestAddress(0), RAM as usize)]).unwrap()
 }
 
 fn load_bytes(bytes: &[u8]) -> (Result<LoadedKernel, KernelError>, GuestRam) {

@@ -5,7 +5,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 fn ram(size: u64) -> GuestRam {
-    GuestRam::from_ranges(&[(GuestAddress(0), size as usize)]).unwrap()
+    fief_devices::ram::anonymous(&[(GuestAddress(0), size as usize)]).unwrap()
 }
 
 #[test]

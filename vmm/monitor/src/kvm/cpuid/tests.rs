@@ -128,13 +128,16 @@ fn small_caches_belong_to_a_core_and_the_last_level_to_the_package() {
 }
 
 #[test]
-fn the_guest_sees_a_hypervisor_a_deadline_timer_and_no_performance_counters() {
+fn the_guest_sees_a_hypervisor_its_clocks_and_a_deadline_timer() {
     let entries = for_vcpu(&host(), topology(1, false), TIMING, 0);
     let ecx = find(&entries, 1, 0).ecx;
     assert_ne!(ecx & ECX1_HYPERVISOR, 0);
     assert_ne!(ecx & ECX1_TSC_DEADLINE, 0);
+    assert_ne!(ecx & 1 << 21, 0, "x2APIC");
+    // Bits 0 and 3: kvmclock; 24: it is the same on all vCPUs (Documentation/virt/kvm/x86/cpuid.rst).
+    let paravirt = find(&entries, 0x4000_0001, 0).eax;
+    assert_eq!(paravirt & 0x0100_0009, 0x0100_0009);
     assert_eq!(find(&entries, 1, 0).edx & EDX1_HTT, 0);
-    assert_eq!(find(&entries, 0xA, 0).eax, 0);
     assert_eq!(find(&entries, HYPERVISOR_TIMING, 0).eax, 2_400_000);
     assert_eq!(find(&entries, HYPERVISOR_BASE, 0).eax, HYPERVISOR_TIMING);
     let none = Timing {
@@ -144,6 +147,75 @@ fn the_guest_sees_a_hypervisor_a_deadline_timer_and_no_performance_counters() {
     let entries = for_vcpu(&host(), topology(1, false), none, 0);
     assert_eq!(find(&entries, 1, 0).ecx & ECX1_TSC_DEADLINE, 0);
     assert_eq!(find(&entries, HYPERVISOR_BASE, 0).eax, 0x4000_0001);
+}
+
+/// The guest's leaf where KVM supports every bit of it.
+fn of_all(function: u32, index: u32) -> [u32; 4] {
+    let host = [entry(
+        function,
+        index,
+        u32::MAX,
+        u32::MAX,
+        u32::MAX,
+        u32::MAX,
+    )];
+    let entries = for_vcpu(
+        &CpuId::from_entries(&host).unwrap(),
+        topology(1, false),
+        TIMING,
+        0,
+    );
+    let found = find(&entries, function, index);
+    [found.eax, found.ebx, found.ecx, found.edx]
+}
+
+#[test]
+fn counters_samplers_and_traces_are_withheld_on_every_makers_cpus() {
+    for leaf in [0xA, 0x14, 0x1C, 0x23, 0x8000_001B, 0x8000_0022] {
+        assert_eq!(of_all(leaf, 0), [0; 4], "leaf {leaf:#x}");
+    }
+    let [_, _, ecx, edx] = of_all(1, 0);
+    assert_eq!((ecx & (1 << 2 | 1 << 15), edx & 1 << 21), (0, 0));
+    let [_, ebx, _, edx] = of_all(7, 0);
+    assert_eq!((ebx & 1 << 25, edx & 1 << 19), (0, 0));
+    assert_eq!(of_all(7, 1)[0] & 1 << 8, 0);
+    let counters = 1 << 10 | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28;
+    assert_eq!(of_all(0x8000_0001, 0)[2] & counters, 0);
+}
+
+#[test]
+fn nested_machines_enclaves_transactions_and_user_waits_are_withheld() {
+    for leaf in [0x12, 0x8000_000A] {
+        assert_eq!(of_all(leaf, 0), [0; 4], "leaf {leaf:#x}");
+    }
+    assert_eq!(of_all(1, 0)[2] & 1 << 5, 0);
+    assert_eq!(of_all(0x8000_0001, 0)[2] & 1 << 2, 0);
+    let [_, ebx, ecx, _] = of_all(7, 0);
+    assert_eq!((ebx & (1 << 2 | 1 << 4 | 1 << 11), ecx & 1 << 5), (0, 0));
+    assert_eq!(ecx & 1 << 30, 0);
+}
+
+#[test]
+fn all_other_features_are_the_hosts() {
+    let withheld_bits = |leaf, index| {
+        of_all(leaf, index)
+            .map(u32::count_zeros)
+            .into_iter()
+            .sum::<u32>()
+    };
+    // Of leaf 1 also HTT, as there is one vCPU; brand, initial APIC id and number of ids are fief's.
+    let [eax, _, ecx, edx] = of_all(1, 0);
+    assert_eq!(
+        (eax, ecx.count_zeros(), edx.count_zeros()),
+        (u32::MAX, 3, 2)
+    );
+    assert_eq!(withheld_bits(7, 0), 7);
+    assert_eq!(withheld_bits(7, 1), 1);
+    // And CmpLegacy.
+    assert_eq!(withheld_bits(0x8000_0001, 0), 7);
+    for leaf in [0xD, 0x4000_0001, 0x8000_0007, 0x8000_0021] {
+        assert_eq!(withheld_bits(leaf, 0), 0, "leaf {leaf:#x}");
+    }
 }
 
 #[test]

@@ -41,6 +41,17 @@ fn a_file_of_firecrackers_with_its_empty_sections_is_read() {
 }
 
 #[test]
+fn an_empty_section_of_what_is_not_offered_asks_for_nothing() {
+    for empty in ["null", "[]", "{}"] {
+        for section in ["balloon", "cpu-config", "pmem", "metrics"] {
+            parse(format!(r#"{{"{section}": {empty}}}"#).as_bytes()).unwrap();
+        }
+    }
+    assert!(refused(r#"{"balloon": {"amount_mib": 0}}"#).contains("'balloon'"));
+    assert!(refused(r#"{"balloon": false}"#).contains("'balloon'"));
+}
+
+#[test]
 fn a_section_that_is_not_offered_is_named() {
     let text = r#"{"network-interfaces":[{"iface_id":"eth0","host_dev_name":"tap0"}]}"#;
     let message = refused(text);
