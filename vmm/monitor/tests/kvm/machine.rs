@@ -192,6 +192,13 @@ fn a_restart_in_place_starts_over_with_clean_memory() {
 }
 
 #[test]
+fn a_jump_to_the_bios_resets_the_machine() {
+    // Real-mode code for the second vCPU: jmp 0xF000:0xFFF0.
+    let payload = start_second_vcpu(&[0xEA, 0xF0, 0xFF, 0x00, 0xF0, 0xF4, 0xF4, 0xF4]);
+    assert_eq!(run(&payload.halt(), 2).0, ExitReason::Reboot);
+}
+
+#[test]
 fn pausing_stands_still_and_resuming_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     // Prints for ever.
@@ -250,16 +257,14 @@ fn the_power_button_leaves_its_event_in_the_register() {
     assert_eq!(printed, "pressed");
 }
 
-#[test]
-fn a_second_vcpu_starts_where_its_sipi_says() {
-    // Real-mode code for the second vCPU at 0x7000: mov byte [0x7800], 1 (DS is 0); hlt.
-    let ap = [0xC6, 0x06, 0x00, 0x78, 0x01, 0xF4, 0xEB, 0xFD];
+/// A payload that starts the second vCPU with this real-mode code, at 0x7000.
+fn start_second_vcpu(code: &[u8]) -> Payload {
     let mut payload = Payload::new();
-    for (at, bytes) in (0x7000..).step_by(4).zip(ap.chunks(4)) {
+    for (at, bytes) in (0x7000..).step_by(4).zip(code.chunks(4)) {
         let word = u32::from_le_bytes(bytes.try_into().unwrap());
         payload = payload.rbx(at).store32(word);
     }
-    let payload = payload
+    payload
         // Local APIC on, then INIT and SIPI with vector 7 to APIC id 1 (Intel SDM 3A §11.6.1).
         .rbx(0xFEE0_00F0)
         .store32(0x1FF)
@@ -271,6 +276,12 @@ fn a_second_vcpu_starts_where_its_sipi_says() {
         .store32(1 << 24)
         .rbx(0xFEE0_0300)
         .store32(0x4607)
+}
+
+#[test]
+fn a_second_vcpu_starts_where_its_sipi_says() {
+    // mov byte [0x7800], 1 (DS is 0); hlt.
+    let payload = start_second_vcpu(&[0xC6, 0x06, 0x00, 0x78, 0x01, 0xF4, 0xEB, 0xFD])
         // mov rbx, 0x7800; L: cmp byte [rbx], 1; jne L
         .rbx(0x7800)
         .raw(&[0x80, 0x3B, 0x01, 0x75, 0xFB])
