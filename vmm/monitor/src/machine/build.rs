@@ -7,7 +7,7 @@ use super::control::Control;
 use super::devices::{Devices, MachineBuses};
 use super::files::Files;
 use super::vcpus::{self, Late, Shared};
-use super::{Machine, MachineError, OnExit};
+use super::{Machine, MachineError, OnEvent};
 use crate::boot::acpi::{self, Platform};
 use crate::boot::cmdline::Cmdline;
 use crate::boot::{self, BootError, BootFiles, layout};
@@ -37,7 +37,7 @@ impl Restart {
     }
 }
 
-pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machine, MachineError> {
+pub fn build(config: &VmConfig, files: &Files, on_event: OnEvent) -> Result<Machine, MachineError> {
     // Everything that a user can have got wrong comes before the costly steps.
     let cmdline = Cmdline::new(&config.boot.args, &config.drives).map_err(BootError::from)?;
     let mut boot_files = open_boot_files(&config.boot, files, cmdline)?;
@@ -46,7 +46,7 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
     let vcpu_count = config.cpus.count();
     let vm = host.create_vm(&memory, vcpu_count)?;
     let vm_fd = Arc::clone(&vm.fd);
-    let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_exit));
+    let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_event));
     let shared = Arc::new(Shared::<MachineBuses> {
         vm,
         supported: host.supported_cpuid().clone(),

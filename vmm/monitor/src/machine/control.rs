@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::kick::Kicks;
-use super::{ExitReason, MachineError, OnExit};
+use super::{Event, ExitReason, MachineError, OnEvent};
 use crate::config::OnReboot;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::Entry;
@@ -56,11 +56,11 @@ pub struct Control {
     kicks: Kicks,
     vcpus: usize,
     on_reboot: OnReboot,
-    on_exit: OnExit,
+    on_event: OnEvent,
 }
 
 impl Control {
-    pub fn new(vcpus: u8, on_reboot: OnReboot, on_exit: OnExit) -> Self {
+    pub fn new(vcpus: u8, on_reboot: OnReboot, on_event: OnEvent) -> Self {
         Self {
             attention: AtomicBool::new(true),
             state: Mutex::new(State {
@@ -76,7 +76,7 @@ impl Control {
             kicks: Kicks::default(),
             vcpus: usize::from(vcpus),
             on_reboot,
-            on_exit,
+            on_event,
         }
     }
 
@@ -188,8 +188,9 @@ impl Control {
         }
     }
 
-    /// The restart is done.
+    /// The restart is done: reports it and lets the vCPUs go on.
     pub fn restarted(&self) {
+        (self.on_event)(Event::Restarted);
         let mut state = self.lock();
         state.restart = false;
         self.announce(&state);
@@ -203,7 +204,7 @@ impl Control {
         self.announce(&state);
         drop(state);
         if report {
-            (self.on_exit)(reason);
+            (self.on_event)(Event::Ended(reason));
         }
     }
 

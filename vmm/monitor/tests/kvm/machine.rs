@@ -10,7 +10,7 @@ use fief_vmm::config::{
     BootConfig, CpuConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig, VmConfig,
 };
 use fief_vmm::machine::files::Files;
-use fief_vmm::machine::{ExitReason, Machine};
+use fief_vmm::machine::{Event, ExitReason, Machine};
 
 use crate::payload::Payload;
 
@@ -39,20 +39,37 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
     }
 }
 
-fn build(config: &VmConfig) -> (Machine, Receiver<ExitReason>) {
+fn build(config: &VmConfig) -> (Machine, Receiver<Event>) {
     let (sender, receiver) = channel();
-    let on_exit = Box::new(move |reason| sender.send(reason).unwrap());
-    let machine = Machine::build(config, &Files::new(), on_exit).unwrap_or_else(|e| panic!("{e}"));
+    // A test that failed has dropped its receiver when its machine ends.
+    let on_event = Box::new(move |event| drop(sender.send(event)));
+    let machine = Machine::build(config, &Files::new(), on_event).unwrap_or_else(|e| panic!("{e}"));
     (machine, receiver)
+}
+
+/// Waits for the next thing that happens to the machine.
+fn next(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(PATIENCE).expect("the payload hangs")
+}
+
+/// Waits for the end of the machine, whatever happens before.
+fn end(events: &Receiver<Event>) -> ExitReason {
+    loop {
+        if let Event::Ended(reason) = next(events) {
+            return reason;
+        }
+    }
 }
 
 /// Runs `payload` to its end: why it ended, and what it printed.
 fn run(payload: &Payload, vcpus: u64) -> (ExitReason, String) {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), payload, vcpus);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
-    let reason = exit.recv_timeout(PATIENCE).expect("the payload hangs");
+    let Event::Ended(reason) = next(&events) else {
+        panic!("the machine restarted");
+    };
     machine.stop();
     let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
     (reason, printed)
@@ -164,7 +181,7 @@ fn a_triple_fault_is_reported() {
 }
 
 #[test]
-fn a_restart_in_place_starts_over_with_clean_memory() {
+fn a_restart_in_place_starts_over_with_clean_memory_and_is_reported_first() {
     let directory = tempfile::tempdir().unwrap();
     // Memory that a first run has dirtied must read as zero in the next.
     let payload = Payload::new()
@@ -181,14 +198,17 @@ fn a_restart_in_place_starts_over_with_clean_memory() {
     let status = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(status.unwrap().success());
     config.serial = SerialConfig::File(fifo.clone());
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     let mut reader = fs::File::open(&fifo).unwrap();
     machine.resume().unwrap();
     let mut printed = [0; 5];
     reader.read_exact(&mut printed).unwrap();
     assert_eq!(&printed, b"xxxxx");
+    for _ in 1..printed.len() {
+        assert_eq!(events.try_recv(), Ok(Event::Restarted));
+    }
     machine.stop();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+    assert_eq!(end(&events), ExitReason::Stopped);
 }
 
 #[test]
@@ -208,7 +228,7 @@ fn pausing_stands_still_and_resuming_goes_on() {
     let status = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(status.unwrap().success());
     config.serial = SerialConfig::File(fifo.clone());
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     let mut reader = fs::File::open(&fifo).unwrap();
     machine.resume().unwrap();
     for _ in 0..3 {
@@ -219,16 +239,16 @@ fn pausing_stands_still_and_resuming_goes_on() {
         machine.resume().unwrap();
     }
     machine.stop();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+    assert_eq!(end(&events), ExitReason::Stopped);
 }
 
 #[test]
 fn a_machine_that_has_ended_neither_pauses_nor_resumes() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &Payload::new().power_off(), 1);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    assert_eq!(end(&events), ExitReason::PowerOff);
     assert!(machine.resume().is_err());
     assert!(machine.pause().is_err());
 }
@@ -248,10 +268,10 @@ fn the_power_button_leaves_its_event_in_the_register() {
         .power_off();
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &payload, 1);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
     machine.press_power_button();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    assert_eq!(end(&events), ExitReason::PowerOff);
     machine.stop();
     let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
     assert_eq!(printed, "pressed");
