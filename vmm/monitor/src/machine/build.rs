@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use kvm_ioctls::VmFd;
+
 use super::control::Control;
 use super::devices::{Devices, MachineBuses};
 use super::files::Files;
@@ -13,24 +15,29 @@ use crate::boot::cmdline::Cmdline;
 use crate::boot::{self, BootError, BootFiles, layout};
 use crate::config::{BootConfig, VmConfig};
 use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::irqchip;
 use crate::kvm::memory::GuestMemory;
 use crate::kvm::vcpu::Entry;
 use crate::kvm::{Host, KVM_DEVICE};
 
 /// Everything that a restart in place needs; run while all vCPUs stand still.
 pub struct Restart {
+    vm: Arc<VmFd>,
     devices: Arc<Devices>,
     memory: Arc<GuestMemory>,
     boot: BootFiles,
 }
 
 impl Restart {
-    /// Resets the devices, empties RAM and loads the boot data again.
+    /// Resets the devices and the interrupt controllers, empties RAM and loads the boot data again. Each vCPU, its local
+    /// APIC included, is reset by its own thread.
     ///
     /// # Errors
     /// A file can no longer be read, or the host refused.
     pub fn run(&self) -> Result<Entry, MachineError> {
-        self.devices.reset()?;
+        self.devices.reset();
+        // After the devices: from now on none of them raises an interrupt that the old guest asked for.
+        irqchip::reset(&self.vm)?;
         self.memory.clear()?;
         let entry = boot::load(&self.boot, self.memory.ram(), self.memory.size())?;
         Ok(entry)
@@ -72,6 +79,7 @@ pub fn build(config: &VmConfig, files: &Files, on_event: OnEvent) -> Result<Mach
     });
     let entry = boot::load(&boot_files, memory.ram(), memory.size())?;
     let restart = Restart {
+        vm: vm_fd,
         devices: Arc::clone(&devices),
         memory,
         boot: boot_files,

@@ -212,6 +212,68 @@ fn a_restart_in_place_starts_over_with_clean_memory_and_is_reported_first() {
 }
 
 #[test]
+fn a_restart_in_place_finds_every_device_as_after_power_on() {
+    /// Configuration space of the first virtio function, and the I/O APIC's index and data registers.
+    const FUNCTION: u64 = 0xEC00_8000;
+    const IO_APIC: u64 = 0xFEC0_0000;
+    /// Low half of the redirection entry of input 4.
+    const ENTRY_4: u32 = 0x18;
+    let expect_al = |payload: Payload, port, value| {
+        payload.in8(port).raw(&[0x3C, value]).jne_fail() // cmp al, value
+    };
+    // Serial port: line control, interrupts, modem control, scratch. Interrupt controllers: masks.
+    let ports = [0x3FB, 0x3F9, 0x3FC, 0x3FF, 0x21, 0xA1];
+    let fresh = ports
+        .into_iter()
+        .fold(Payload::new(), |payload, port| expect_al(payload, port, 0))
+        .in32(0xCF8)
+        .expect_eax(0)
+        .rbx(FUNCTION)
+        .load_eax()
+        .expect_eax(0x1044_1AF4)
+        .rbx(FUNCTION + 4)
+        .load_eax()
+        .raw(&[0x25, 0xFF, 0xFF, 0, 0]) // and eax, 0xFFFF: the command register
+        .expect_eax(0)
+        .rbx(IO_APIC)
+        .store32(ENTRY_4)
+        .rbx(IO_APIC + 0x10)
+        .load_eax()
+        .expect_eax(1 << 16);
+    // Then all of it is changed, and seen to be.
+    let used = expect_al(fresh.out8(0x3FB, 3).out8(0x3F9, 0xF), 0x3F9, 0xF);
+    let used = expect_al(used.out8(0x3FC, 0xB).out8(0x3FF, 0x55), 0x3FF, 0x55);
+    let used = expect_al(used.out8(0x21, 0xFB).out8(0xA1, 0xFF), 0x21, 0xFB)
+        .out32(0xCF8, 0x8000_0804)
+        .in32(0xCF8)
+        .expect_eax(0x8000_0804)
+        .rbx(FUNCTION + 4)
+        .store32(7)
+        .load_eax()
+        .raw(&[0x25, 0x07, 0, 0, 0])
+        .expect_eax(6)
+        .rbx(IO_APIC)
+        .store32(ENTRY_4)
+        .rbx(IO_APIC + 0x10)
+        .store32(0x34)
+        .load_eax()
+        .expect_eax(0x34)
+        .out8(0x602, 1)
+        .halt();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &used, 2);
+    config.on_reboot = OnReboot::Restart;
+    config.entropy = true;
+    let (machine, events) = build(&config);
+    machine.resume().unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&events), Event::Restarted);
+    }
+    machine.stop();
+    assert_eq!(end(&events), ExitReason::Stopped);
+}
+
+#[test]
 fn a_jump_to_the_bios_resets_the_machine() {
     // Real-mode code for the second vCPU: jmp 0xF000:0xFFF0.
     let payload = start_second_vcpu(&[0xEA, 0xF0, 0xFF, 0x00, 0xF0, 0xF4, 0xF4, 0xF4]);
