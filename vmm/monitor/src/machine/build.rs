@@ -20,7 +20,7 @@ use crate::kvm::memory::GuestMemory;
 use crate::kvm::vcpu::Entry;
 use crate::kvm::{Host, KVM_DEVICE};
 
-/// Everything that a restart in place needs; run while all vCPUs stand still.
+/// Everything that a restart in place needs besides the vCPUs; run while they stand still.
 pub struct Restart {
     vm: Arc<VmFd>,
     devices: Arc<Devices>,
@@ -29,8 +29,8 @@ pub struct Restart {
 }
 
 impl Restart {
-    /// Resets the devices and the interrupt controllers, empties RAM and loads the boot data again. Each vCPU, its local
-    /// APIC included, is reset by its own thread.
+    /// Resets the devices and the interrupt controllers, empties RAM and loads the boot data again. The vCPUs have been
+    /// reset by their own threads before: KVM no longer writes the old guest's clocks into RAM.
     ///
     /// # Errors
     /// A file can no longer be read, or the host refused.

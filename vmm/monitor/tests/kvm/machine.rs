@@ -274,6 +274,27 @@ fn a_restart_in_place_finds_every_device_as_after_power_on() {
 }
 
 #[test]
+fn a_restart_in_place_lets_the_second_vcpu_be_started_again() {
+    // The second vCPU does not stop by itself: mov byte [0x7800], 1 (DS is 0); jmp back to it.
+    let payload = start_second_vcpu(&[0xC6, 0x06, 0x00, 0x78, 0x01, 0xEB, 0xF9, 0xF4])
+        // mov rbx, 0x7800; L: cmp byte [rbx], 1; jne L
+        .rbx(0x7800)
+        .raw(&[0x80, 0x3B, 0x01, 0x75, 0xFB])
+        .out8(0x602, 1)
+        .halt();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &payload, 2);
+    config.on_reboot = OnReboot::Restart;
+    let (machine, events) = build(&config);
+    machine.resume().unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&events), Event::Restarted);
+    }
+    machine.stop();
+    assert_eq!(end(&events), ExitReason::Stopped);
+}
+
+#[test]
 fn a_jump_to_the_bios_resets_the_machine() {
     // Real-mode code for the second vCPU: jmp 0xF000:0xFFF0.
     let payload = start_second_vcpu(&[0xEA, 0xF0, 0xFF, 0x00, 0xF0, 0xF4, 0xF4, 0xF4]);
