@@ -19,6 +19,7 @@ const SECTORS: u64 = 2048;
 struct Rig {
     directory: TempDir,
     vcpus: u8,
+    on_reboot: &'static str,
 }
 
 /// What came out of a run.
@@ -60,6 +61,7 @@ impl Rig {
         Self {
             directory,
             vcpus: 1,
+            on_reboot: "Exit",
         }
     }
 
@@ -86,6 +88,7 @@ impl Rig {
             "drives": [drive("disk", false), drive("read_only", true)],
             "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
             "entropy": {},
+            "lifecycle": { "on_reboot": self.on_reboot },
         });
         fs::write(self.path("config.json"), config.to_string()).unwrap();
         let mut command = Command::new(binary("fief-vmm"));
@@ -258,6 +261,43 @@ fn every_way_to_end_is_reported_as_what_it_was() {
             assert!(run.status.success(), "{word}: {}", run.status);
         }
     }
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_in_place_and_finds_devices_that_serve_it() {
+    const ROUNDS: usize = 3;
+    let mut rig = Rig::new();
+    (rig.vcpus, rig.on_reboot) = (2, "Restart");
+    let words = "entry pci entropy interrupt block read-only";
+    let mut child = rig.start(words, "Async");
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut console = String::new();
+    while console.matches("END reset\n").count() < ROUNDS {
+        let length = out.read_line(&mut console).unwrap();
+        assert_ne!(length, 0, "ended early: {console}");
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").arg(id).status().unwrap().success());
+    let run = rig.finish(child, console);
+    for word in words.split(' ') {
+        let passed = run.console.matches(&format!("PASS {word}\n")).count();
+        assert_eq!(passed, ROUNDS, "{word}: {}", run.console);
+    }
+    assert!(!run.console.contains("FAIL"), "{}", run.console);
+    // SIGTERM.
+    assert_eq!(run.status.code(), Some(128 + 15));
+    let events: Vec<&str> = run.events.lines().collect();
+    let (first, rest) = events.split_first().unwrap();
+    let (last, between) = rest.split_last().unwrap();
+    assert!(
+        first.contains("started") && last.contains("stopped"),
+        "{events:?}"
+    );
+    assert!(between.len() >= ROUNDS - 1, "{events:?}");
+    assert!(
+        between.iter().all(|line| *line == r#"{"event":"reboot"}"#),
+        "{events:?}"
+    );
 }
 
 #[test]

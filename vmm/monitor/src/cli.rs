@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long)]
     pub module: Option<String>,
 
-    /// File or named pipe for events as JSON lines: started, panic, exit
+    /// File or named pipe for events as JSON lines: started, reboot, panic, exit
     #[arg(long, value_name = "PATH")]
     pub event_path: Option<PathBuf>,
 

@@ -42,6 +42,11 @@ impl Events {
         self.write(&serde_json::json!({"event": "started", "pid": std::process::id()}));
     }
 
+    /// The guest rebooted: the machine started again in place.
+    pub fn rebooted(&self) {
+        self.write(&serde_json::json!({"event": "reboot"}));
+    }
+
     /// The machine ended; the monitor will end with `exit_code`.
     pub fn ended(&self, reason: &ExitReason, exit_code: u8) {
         if *reason == ExitReason::Panic {
@@ -88,6 +93,7 @@ mod tests {
         let path = dir.path().join("events");
         let events = Events::open(&Files::new(), Some(&path)).unwrap();
         events.started();
+        events.rebooted();
         events.ended(&ExitReason::Panic, 20);
         events.ended(&ExitReason::Failed("no\nmore".to_owned()), 1);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -95,13 +101,14 @@ mod tests {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        assert_eq!(lines.len(), 4);
+        assert_eq!(lines.len(), 5);
         assert_eq!(lines[0]["event"], "started");
         assert_eq!(lines[0]["pid"], std::process::id());
-        assert_eq!(lines[1], serde_json::json!({"event": "panic"}));
+        assert_eq!(lines[1], serde_json::json!({"event": "reboot"}));
+        assert_eq!(lines[2], serde_json::json!({"event": "panic"}));
         let exit = serde_json::json!({"event": "exit", "reason": "panic", "exit_code": 20});
-        assert_eq!(lines[2], exit);
-        assert_eq!(lines[3]["message"], "no\nmore");
+        assert_eq!(lines[3], exit);
+        assert_eq!(lines[4]["message"], "no\nmore");
     }
 
     #[test]

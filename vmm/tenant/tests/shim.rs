@@ -145,6 +145,18 @@ fn panics_and_triple_faults_are_told_apart() {
 }
 
 #[test]
+fn reboots_in_place_are_counted_while_the_tenant_runs_on() {
+    let rig = Rig::new();
+    let (_tenant, _attached) = rig.start(false, "reboot");
+    while rig.state().reboots < 2 {
+        std::thread::yield_now();
+    }
+    let state = rig.state();
+    assert_eq!((state.phase, state.reboots), (Phase::Running, 2));
+    end(state.monitor.unwrap().pid);
+}
+
+#[test]
 fn a_console_that_floods_cannot_fill_the_disk_and_keeps_its_end() {
     let rig = Rig::new();
     rig.run("flood");

@@ -9,6 +9,10 @@ use crate::Failure;
 use crate::memory::Payload;
 use crate::pci::{Pci, explain, open};
 
+/// The sectors from here to the end are written, full of this byte.
+const REWRITTEN: usize = 2045;
+const FILL: u8 = 0xA5;
+
 fn device(index: usize) -> Result<VirtIOBlk<Payload, Pci>, Failure> {
     VirtIOBlk::new(open(DeviceType::Block, index, false)?).map_err(explain)
 }
@@ -33,7 +37,9 @@ pub fn check() -> Result<(), Failure> {
         disk.read_blocks(first, &mut sectors).map_err(explain)?;
         for (index, sector) in sectors.chunks(SECTOR_SIZE).enumerate() {
             let expected = ((first + index) as u64).to_le_bytes();
-            if sector[..8] != expected {
+            // After a restart in place the check finds what it wrote before.
+            let rewritten = first + index >= REWRITTEN && sector[..8] == [FILL; 8];
+            if sector[..8] != expected && !rewritten {
                 return Err(alloc::format!(
                     "sector {} starts with {:?}",
                     first + index,
@@ -42,11 +48,11 @@ pub fn check() -> Result<(), Failure> {
             }
         }
     }
-    let written = [0xA5; SECTOR_SIZE * 3];
-    disk.write_blocks(2045, &written).map_err(explain)?;
+    let written = [FILL; SECTOR_SIZE * 3];
+    disk.write_blocks(REWRITTEN, &written).map_err(explain)?;
     disk.flush().map_err(explain)?;
     let mut back = [0; SECTOR_SIZE * 3];
-    disk.read_blocks(2045, &mut back).map_err(explain)?;
+    disk.read_blocks(REWRITTEN, &mut back).map_err(explain)?;
     if back != written {
         return Err("what was written is not what is read".into());
     }

@@ -1,7 +1,8 @@
 //! Where everything is in the guest-physical address space.
 //!
 //! ```text
-//! 0x0000_0000  RAM: boot data below 0xA_0000, ACPI and MP tables at 0xE_0000, the kernel from 1 MiB up, the initrd below the end
+//! 0x0000_0000  RAM: boot data below 0xA_0000, ACPI and MP tables at 0xE_0000, the reset vector below 1 MiB, the kernel
+//!              from there up, the initrd below the end
 //! 0xC000_0000  32-bit PCI window
 //! 0xEC00_0000  PCI ECAM, bus 0
 //! 0xFEC0_0000  I/O APIC, local APICs at 0xFEE0_0000, KVM's TSS and identity map
@@ -43,6 +44,10 @@ pub const ACPI_START: u64 = 0xE_0000;
 pub const ACPI_END: u64 = MP_TABLE_START;
 /// MultiProcessor table, behind the ACPI tables.
 pub const MP_TABLE_START: u64 = 0xF_0000;
+
+/// Where a real-mode jump to the BIOS's entry F000:FFF0 ends up (Intel SDM 3A §10.1.4 has it at the top of 4 GiB, of which
+/// this is a PC's alias).
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 
 /// End of the RAM below 4 GiB; the device hole follows.
 pub const RAM_HOLE_START: u64 = 3 * GIB;

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod layout;
 pub mod mptable;
 pub mod params;
+pub mod reset_vector;
 
 use std::fs::File;
 use std::io;
@@ -96,6 +97,8 @@ pub fn load(files: &BootFiles, ram: &GuestRam, size: u64) -> Result<Entry, BootE
         GuestAddress(layout::MP_TABLE_START),
     )
     .map_err(no_room)?;
+    ram.write_slice(&reset_vector::CODE, GuestAddress(layout::RESET_VECTOR))
+        .map_err(no_room)?;
     ram.write_slice(
         files.cmdline.as_bytes(),
         GuestAddress(layout::CMDLINE_START),

@@ -69,6 +69,17 @@ fn loading_twice_into_cleared_ram_gives_the_same_memory() {
     assert_eq!(&first.1[line..line + 6], b"quiet\0");
 }
 
+#[test]
+fn a_jump_to_the_bios_finds_code_that_writes_the_acpi_reset_register() {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+    load(&files(&tiny_kernel(), None), &ram, 4 << 20).unwrap();
+    let mut code = [0; 6];
+    ram.read_slice(&mut code, GuestAddress((0xF000 << 4) + 0xFFF0))
+        .unwrap();
+    // mov dx, 0x602; mov al, 1; out dx, al
+    assert_eq!(code, [0xBA, 0x02, 0x06, 0xB0, 0x01, 0xEE]);
+}
+
 /// The smallest ELF: one segment of one page at 1 MiB.
 fn tiny_kernel() -> Vec<u8> {
     let mut bytes = vec![0; 0x2000];

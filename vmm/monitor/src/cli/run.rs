@@ -101,8 +101,8 @@ fn serve(args: &Args, files: &Files, events: &Events) -> Result<End, Fatal> {
     let mut draft = Draft::new(files.clone(), host_mib()).map_err(Fatal::Configuration)?;
     let config = configured(args, files, &mut draft)?;
     let machine_files = files.clone();
-    let build = Box::new(move |config: &VmConfig, on_exit| -> Result<Box<_>, _> {
-        let machine = Machine::build(config, &machine_files, on_exit)?;
+    let build = Box::new(move |config: &VmConfig, on_event| -> Result<Box<_>, _> {
+        let machine = Machine::build(config, &machine_files, on_event)?;
         Ok(Box::new(machine) as Box<_>)
     });
     let mut control = Control::new(build, Some(signals)).map_err(Fatal::Host)?;

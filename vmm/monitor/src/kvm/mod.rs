@@ -4,6 +4,7 @@ pub mod coalesced;
 pub mod cpuid;
 pub mod doorbell;
 pub mod irq;
+pub mod irqchip;
 pub mod memory;
 pub mod msrs;
 pub mod vcpu;

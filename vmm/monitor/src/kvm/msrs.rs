@@ -18,6 +18,11 @@ const PAT: u32 = 0x277;
 /// Its value after a reset (Intel SDM 3A table 12-12).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
+/// MSR_KVM_POLL_CONTROL: bit 0 lets the host poll before it lets a halted vCPU sleep. A guest that polls by itself clears it.
+const KVM_POLL_CONTROL: u32 = 0x4B56_4D05;
+/// Its value after a reset (Documentation/virt/kvm/x86/msr.rst).
+const KVM_POLL_CONTROL_RESET: u64 = 1;
+
 /// MSRs that are zero after a reset and that Linux may leave otherwise (SYSENTER, SYSCALL, segment bases, kvmclock and
 /// the other paravirtual ones, TSC_ADJUST, TSC_AUX, TSC deadline). Those a host lacks are skipped.
 const ZERO_AT_RESET: [u32; 22] = [
@@ -84,6 +89,7 @@ pub fn reset(vcpu: &VcpuFd) -> Result<(), KvmError> {
     for index in ZERO_AT_RESET {
         set(vcpu, &[entry(index, 0)])?;
     }
+    set(vcpu, &[entry(KVM_POLL_CONTROL, KVM_POLL_CONTROL_RESET)])?;
     set(vcpu, &[entry(PAT, PAT_RESET)])?;
     set_boot(vcpu)
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use fief_devices::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_INIT_RECEIVED,
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_cpuid_entry2, kvm_debugregs, kvm_fpu,
-    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -199,11 +200,13 @@ impl Vcpu {
         } else {
             KVM_MP_STATE_UNINITIALIZED
         };
-        self.fd
-            .set_vcpu_events(&kvm_vcpu_events::default())
-            .map_err(refused(what))?;
-        // A vCPU can be waiting for its SIPI with an INIT latched; that goes with the state.
-        debug_assert_ne!(state, KVM_MP_STATE_INIT_RECEIVED);
+        // Asking makes KVM act on an INIT or SIPI that has just arrived; else it would act on it after the reset.
+        self.fd.get_mp_state().map_err(refused(what))?;
+        let no_events = kvm_vcpu_events {
+            flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
+            ..Default::default()
+        };
+        self.fd.set_vcpu_events(&no_events).map_err(refused(what))?;
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: state })
             .map_err(refused(what))?;

@@ -3,41 +3,48 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use kvm_ioctls::VmFd;
+
 use super::control::Control;
 use super::devices::{Devices, MachineBuses};
 use super::files::Files;
 use super::vcpus::{self, Late, Shared};
-use super::{Machine, MachineError, OnExit};
+use super::{Machine, MachineError, OnEvent};
 use crate::boot::acpi::{self, Platform};
 use crate::boot::cmdline::Cmdline;
 use crate::boot::{self, BootError, BootFiles, layout};
 use crate::config::{BootConfig, VmConfig};
 use crate::kvm::cpuid::{self, Topology};
+use crate::kvm::irqchip;
 use crate::kvm::memory::GuestMemory;
 use crate::kvm::vcpu::Entry;
 use crate::kvm::{Host, KVM_DEVICE};
 
-/// Everything that a restart in place needs; run while all vCPUs stand still.
+/// Everything that a restart in place needs besides the vCPUs; run while they stand still.
 pub struct Restart {
+    vm: Arc<VmFd>,
     devices: Arc<Devices>,
     memory: Arc<GuestMemory>,
     boot: BootFiles,
 }
 
 impl Restart {
-    /// Resets the devices, empties RAM and loads the boot data again.
+    /// Resets the devices and the interrupt controllers, empties RAM and loads the boot data again. The vCPUs have been
+    /// reset by their own threads before: KVM no longer writes the old guest's clocks into RAM.
     ///
     /// # Errors
     /// A file can no longer be read, or the host refused.
     pub fn run(&self) -> Result<Entry, MachineError> {
-        self.devices.reset()?;
+        self.devices.reset();
+        // After the devices: from now on none of them raises an interrupt that the old guest asked for.
+        irqchip::reset(&self.vm)?;
         self.memory.clear()?;
         let entry = boot::load(&self.boot, self.memory.ram(), self.memory.size())?;
         Ok(entry)
     }
 }
 
-pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machine, MachineError> {
+pub fn build(config: &VmConfig, files: &Files, on_event: OnEvent) -> Result<Machine, MachineError> {
     // Everything that a user can have got wrong comes before the costly steps.
     let cmdline = Cmdline::new(&config.boot.args, &config.drives).map_err(BootError::from)?;
     let mut boot_files = open_boot_files(&config.boot, files, cmdline)?;
@@ -46,7 +53,7 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
     let vcpu_count = config.cpus.count();
     let vm = host.create_vm(&memory, vcpu_count)?;
     let vm_fd = Arc::clone(&vm.fd);
-    let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_exit));
+    let control = Arc::new(Control::new(vcpu_count, config.on_reboot, on_event));
     let shared = Arc::new(Shared::<MachineBuses> {
         vm,
         supported: host.supported_cpuid().clone(),
@@ -72,6 +79,7 @@ pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Machin
     });
     let entry = boot::load(&boot_files, memory.ram(), memory.size())?;
     let restart = Restart {
+        vm: vm_fd,
         devices: Arc::clone(&devices),
         memory,
         boot: boot_files,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::kick::Kicks;
-use super::{ExitReason, MachineError, OnExit};
+use super::{Event, ExitReason, MachineError, OnEvent};
 use crate::config::OnReboot;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::Entry;
@@ -17,10 +17,23 @@ enum Wanted {
     Ended,
 }
 
+/// How far a restart in place is. Every vCPU is reset before any of the new guest's instructions runs, which may be one
+/// that starts another vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restart {
+    /// The guest did not ask for one.
+    No,
+    /// The vCPUs are being stopped.
+    Stopping,
+    /// All have stood still. This many are not told yet to reset theirs; when all have, the machine follows.
+    Resetting { untold: usize },
+}
+
 struct State {
     wanted: Wanted,
-    /// The guest asked for a reset that is to be carried out in place.
-    restart: bool,
+    restart: Restart,
+    /// Counts the restarts that came as far as resetting the vCPUs.
+    resets: u64,
     /// Number of vCPU threads that stand still, ready to run.
     parked: usize,
     /// Where the boot CPU starts; changes with every start.
@@ -37,14 +50,20 @@ struct State {
 pub enum Next {
     /// Go on.
     Run,
-    /// Begin at the entry; reset first if it ran before.
-    Start {
-        entry: Entry,
-        reset: bool,
-    },
-    /// Everything stands still: restart the machine, then ask again.
+    /// Begin at the entry.
+    Start(Entry),
+    /// Reset the vCPU, then ask again.
+    Reset,
+    /// Everything stands still and every vCPU is reset: restart the machine, then ask again.
     Restart,
     End,
+}
+
+/// What a vCPU thread has been told to do.
+#[derive(Debug, Default)]
+pub struct Told {
+    starts: u64,
+    resets: u64,
 }
 
 /// Shared by the vCPU threads, the devices and the control side.
@@ -56,16 +75,17 @@ pub struct Control {
     kicks: Kicks,
     vcpus: usize,
     on_reboot: OnReboot,
-    on_exit: OnExit,
+    on_event: OnEvent,
 }
 
 impl Control {
-    pub fn new(vcpus: u8, on_reboot: OnReboot, on_exit: OnExit) -> Self {
+    pub fn new(vcpus: u8, on_reboot: OnReboot, on_event: OnEvent) -> Self {
         Self {
             attention: AtomicBool::new(true),
             state: Mutex::new(State {
                 wanted: Wanted::Paused,
-                restart: false,
+                restart: Restart::No,
+                resets: 0,
                 parked: 0,
                 entry: None,
                 starts: 0,
@@ -76,7 +96,7 @@ impl Control {
             kicks: Kicks::default(),
             vcpus: usize::from(vcpus),
             on_reboot,
-            on_exit,
+            on_event,
         }
     }
 
@@ -101,7 +121,7 @@ impl Control {
 
     /// Makes a change known to everyone whom it concerns.
     fn announce(&self, state: &State) {
-        let attention = state.wanted != Wanted::Running || state.restart;
+        let attention = state.wanted != Wanted::Running || state.restart != Restart::No;
         self.attention.store(attention, Ordering::Release);
         self.changed.notify_all();
         if attention {
@@ -134,7 +154,7 @@ impl Control {
         }
         state.wanted = Wanted::Paused;
         self.announce(&state);
-        while state.parked < self.vcpus || state.restart {
+        while state.parked < self.vcpus || state.restart != Restart::No {
             if state.wanted == Wanted::Ended {
                 return Err(MachineError::Ended);
             }
@@ -180,18 +200,19 @@ impl Control {
             OnReboot::Exit => self.end(ExitReason::Reboot),
             OnReboot::Restart => {
                 let mut state = self.lock();
-                if state.wanted != Wanted::Ended {
-                    state.restart = true;
+                if state.wanted != Wanted::Ended && state.restart == Restart::No {
+                    state.restart = Restart::Stopping;
                     self.announce(&state);
                 }
             }
         }
     }
 
-    /// The restart is done.
+    /// The restart is done: reports it and lets the vCPUs go on.
     pub fn restarted(&self) {
+        (self.on_event)(Event::Restarted);
         let mut state = self.lock();
-        state.restart = false;
+        state.restart = Restart::No;
         self.announce(&state);
     }
 
@@ -203,7 +224,7 @@ impl Control {
         self.announce(&state);
         drop(state);
         if report {
-            (self.on_exit)(reason);
+            (self.on_event)(Event::Ended(reason));
         }
     }
 
@@ -215,35 +236,52 @@ impl Control {
         self.announce(&state);
     }
 
-    /// Stands still until there is something to do for vCPU `index`, which has seen `seen` starts of the guest.
-    pub fn next(&self, index: u8, seen: &mut u64) -> Next {
+    /// Stands still until there is something to do for vCPU `index`, whose thread was `told` this before.
+    pub fn next(&self, index: u8, told: &mut Told) -> Next {
         let mut state = self.lock();
         state.parked = state.parked.saturating_add(1);
         self.changed.notify_all();
         let next = loop {
-            if state.wanted == Wanted::Ended {
-                break Next::End;
-            }
-            if state.restart {
-                // The boot CPU's thread restarts the machine once the others stand still; then all begin anew.
-                if index == 0 && state.parked == self.vcpus {
-                    break Next::Restart;
-                }
-            } else if state.wanted == Wanted::Running {
-                break match state.entry {
-                    Some(entry) if *seen != state.starts => {
-                        *seen = state.starts;
-                        Next::Start {
-                            entry,
-                            reset: state.starts > 1,
-                        }
-                    }
-                    _ => Next::Run,
-                };
+            if let Some(next) = self.decide(&mut state, index, told) {
+                break next;
             }
             state = self.wait(state);
         };
         state.parked = state.parked.saturating_sub(1);
         next
     }
+
+    /// `None`: go on standing still.
+    fn decide(&self, state: &mut State, index: u8, told: &mut Told) -> Option<Next> {
+        if state.wanted == Wanted::Ended {
+            return Some(Next::End);
+        }
+        let still = state.parked == self.vcpus;
+        if state.restart == Restart::Stopping && still {
+            state.restart = Restart::Resetting { untold: self.vcpus };
+            state.resets = state.resets.saturating_add(1);
+            self.changed.notify_all();
+        }
+        match &mut state.restart {
+            Restart::Resetting { untold } if told.resets != state.resets => {
+                *untold = untold.saturating_sub(1);
+                told.resets = state.resets;
+                Some(Next::Reset)
+            }
+            // The boot CPU's thread restarts the machine; then all begin anew.
+            Restart::Resetting { untold: 0 } if index == 0 && still => Some(Next::Restart),
+            Restart::Stopping | Restart::Resetting { .. } => None,
+            Restart::No if state.wanted != Wanted::Running => None,
+            Restart::No => match state.entry {
+                Some(entry) if told.starts != state.starts => {
+                    told.starts = state.starts;
+                    Some(Next::Start(entry))
+                }
+                _ => Some(Next::Run),
+            },
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,19 +5,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fief_devices::bus::{Bus, BusDevice, BusError};
+use fief_devices::bus::{Bus, BusError};
 use fief_devices::doorbell::Doorbells;
 use fief_devices::legacy::{
-    self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart, power,
+    self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart,
 };
 use fief_devices::pci::{
-    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciFunction, PciRoot, PciRootState,
-    PciWindows, Window,
+    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
 };
 use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
-use fief_devices::virtio::pci::{COMMON_OFFSET, Platform, TransportError, VIRTIO_BAR, VirtioPci};
+use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
 use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
@@ -34,8 +33,6 @@ use crate::kvm::vcpu::Buses;
 
 /// How long the end of a machine waits for a full serial output to take more.
 const SERIAL_PATIENCE: Duration = Duration::from_secs(1);
-/// device_status in the common configuration (virtio 1.3 §4.1.4.3); writing 0 resets the device.
-const DEVICE_STATUS: u64 = COMMON_OFFSET as u64 + 0x14;
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +92,6 @@ pub struct Devices {
     power: Arc<Power>,
     uart: Arc<Uart>,
     pci: PciRoot,
-    /// The bus as it was built.
-    pci_at_start: PciRootState,
     virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
     slow: Arc<SharedWorker>,
@@ -172,7 +167,6 @@ impl Devices {
         let devices = Arc::new(Self {
             power,
             uart,
-            pci_at_start: pci.state(),
             pci,
             virtio,
             serial: Mutex::new(Serial::Idle(serial)),
@@ -229,24 +223,11 @@ impl Devices {
         }
     }
 
-    /// Brings all devices to their state after power-on. The serial port's host side works on.
-    ///
-    /// # Errors
-    /// A device refused.
-    pub fn reset(&self) -> Result<(), DeviceError> {
-        for function in &self.virtio {
-            function.bar_write(VIRTIO_BAR, DEVICE_STATUS, &[0]);
-        }
-        self.pci.restore(&self.pci_at_start)?;
-        // Reading it forgets the events.
-        self.power
-            .read(power::EVENT.saturating_sub(legacy::POWER_PORT), &mut [0]);
-        // Line control first, or the next would go to the divisor latch; then interrupts, FIFO and modem control
-        // (16550D §8).
-        for (offset, value) in [(3, 0), (1, 0), (2, 0b110), (4, 0)] {
-            self.uart.write(offset, &[value]);
-        }
-        Ok(())
+    /// Brings all devices to their state after power-on, while the vCPUs stand still. The serial port's host side works on.
+    pub fn reset(&self) {
+        self.pci.reset();
+        self.power.reset();
+        self.uart.reset();
     }
 }
 

@@ -52,9 +52,18 @@ pub enum MachineError {
     Ended,
 }
 
-/// Called once, when the machine ends, from the thread that ends it. It must not call back into the machine: pass the
-/// reason on to the thread that owns the machine, and drop or [`stop`](Machine::stop) it there.
-pub type OnExit = Box<dyn Fn(ExitReason) + Send + Sync>;
+/// What happens to a machine without its owner's doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The guest asked for a reset and the machine starts again in place. Its vCPUs are let run after this.
+    Restarted,
+    /// The machine ended. This comes once.
+    Ended(ExitReason),
+}
+
+/// Called at each event, from the thread that it happens on. It must not call back into the machine, and is not to wait:
+/// pass the event on to the thread that owns the machine, and drop or [`stop`](Machine::stop) it there.
+pub type OnEvent = Box<dyn Fn(Event) + Send + Sync>;
 
 /// A machine that has been built. Its vCPUs stand still until [`resume`](Self::resume).
 pub struct Machine {
@@ -68,8 +77,12 @@ impl Machine {
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn build(config: &VmConfig, files: &Files, on_exit: OnExit) -> Result<Self, MachineError> {
-        build::build(config, files, on_exit)
+    pub fn build(
+        config: &VmConfig,
+        files: &Files,
+        on_event: OnEvent,
+    ) -> Result<Self, MachineError> {
+        build::build(config, files, on_event)
     }
 
     /// Lets the vCPUs run: first start, and after a pause.

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use kvm_bindings::CpuId;
 
 use super::build::Restart;
-use super::control::{Control, Next};
+use super::control::{Control, Next, Told};
 use super::kick::Kickable;
 use super::{ExitReason, MachineError};
 use crate::kvm::cpuid::{self, Timing, Topology};
@@ -73,17 +73,22 @@ fn run<B: Buses>(shared: &Shared<B>, mut vcpu: Vcpu, index: u8) {
     let control = &shared.control;
     let flag = vcpu.immediate_exit_flag();
     let kickable = control.kicks().register(flag);
-    let mut starts = 0;
+    let mut told = Told::default();
     loop {
-        match control.next(index, &mut starts) {
+        match control.next(index, &mut told) {
             Next::End => return,
             Next::Restart => {
                 restart(shared);
                 continue;
             }
-            Next::Start { entry, reset } => {
-                let prepared = if reset { vcpu.reset() } else { Ok(()) };
-                if let Err(error) = prepared.and_then(|()| vcpu.set_entry(entry)) {
+            Next::Reset => {
+                if let Err(error) = vcpu.reset() {
+                    control.end(ExitReason::Failed(error.to_string()));
+                }
+                continue;
+            }
+            Next::Start(entry) => {
+                if let Err(error) = vcpu.set_entry(entry) {
                     control.end(ExitReason::Failed(error.to_string()));
                     continue;
                 }

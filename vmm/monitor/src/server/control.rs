@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
@@ -10,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::error::with_causes;
 use crate::config::VmConfig;
 use crate::events::Events;
-use crate::machine::{ExitReason, Machine, MachineError, OnExit};
+use crate::machine::{Event, ExitReason, Machine, MachineError, OnEvent};
 
 /// What the API thread asks for.
 #[derive(Debug)]
@@ -49,8 +50,14 @@ impl Post {
     fn send(&self, message: Message) {
         // Neither can fail while the control thread lives, and nobody is interested once it has ended.
         if self.sender.send(message).is_ok() {
-            let _ = self.bell.write(1);
+            self.ring();
         }
+    }
+
+    /// Wakes the control thread.
+    fn ring(&self) {
+        // A full counter, the only way this fails, wakes it as well.
+        let _ = self.bell.write(1);
     }
 }
 
@@ -80,7 +87,7 @@ impl Guest for Machine {
 }
 
 /// Builds machines. Dropping what it made ends that machine.
-pub type Build = Box<dyn FnMut(&VmConfig, OnExit) -> Result<Box<dyn Guest>, MachineError>>;
+pub type Build = Box<dyn FnMut(&VmConfig, OnEvent) -> Result<Box<dyn Guest>, MachineError>>;
 
 /// How the control thread came to its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,6 +107,9 @@ pub struct Control {
     machine: Option<Box<dyn Guest>>,
     /// Number of the machine that is running or was tried last.
     number: u64,
+    /// Restarts in place that no event tells of yet. A number and not a message each: a guest that restarts faster than
+    /// its events can be written must not fill the monitor's memory.
+    restarts: Arc<AtomicU64>,
 }
 
 impl Control {
@@ -115,6 +125,7 @@ impl Control {
             build,
             machine: None,
             number: 0,
+            restarts: Arc::default(),
         })
     }
 
@@ -133,9 +144,16 @@ impl Control {
         }
         self.number = self.number.wrapping_add(1);
         let (post, number) = (self.post(), self.number);
-        let on_exit: OnExit = Box::new(move |reason| post.send(Message::Ended(number, reason)));
+        let restarts = Arc::clone(&self.restarts);
+        let on_event: OnEvent = Box::new(move |event| match event {
+            Event::Restarted => {
+                restarts.fetch_add(1, Ordering::AcqRel);
+                post.ring();
+            }
+            Event::Ended(reason) => post.send(Message::Ended(number, reason)),
+        });
         let said = |error: MachineError| with_causes(&error);
-        let machine = (self.build)(config, on_exit).map_err(said)?;
+        let machine = (self.build)(config, on_event).map_err(said)?;
         machine.resume().map_err(said)?;
         self.machine = Some(machine);
         events.started();
@@ -149,15 +167,25 @@ impl Control {
     pub fn run(&mut self, events: &Events) -> io::Result<End> {
         loop {
             while let Ok(message) = self.messages.try_recv() {
+                self.tell_restarts(events);
                 if let Some(reason) = self.handle(message, events) {
                     self.machine = None;
                     return Ok(End::Machine(reason));
                 }
             }
-            if let Some(signal) = self.wait()? {
+            let signal = self.wait()?;
+            self.tell_restarts(events);
+            if let Some(signal) = signal {
                 self.machine = None;
                 return Ok(End::Signal(signal));
             }
+        }
+    }
+
+    /// Writes the event of each restart. Before the messages: the machine's end comes after its restarts.
+    fn tell_restarts(&self, events: &Events) {
+        for _ in 0..self.restarts.swap(0, Ordering::AcqRel) {
+            events.rebooted();
         }
     }
 

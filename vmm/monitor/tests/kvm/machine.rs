@@ -10,7 +10,7 @@ use fief_vmm::config::{
     BootConfig, CpuConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig, VmConfig,
 };
 use fief_vmm::machine::files::Files;
-use fief_vmm::machine::{ExitReason, Machine};
+use fief_vmm::machine::{Event, ExitReason, Machine};
 
 use crate::payload::Payload;
 
@@ -39,20 +39,37 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
     }
 }
 
-fn build(config: &VmConfig) -> (Machine, Receiver<ExitReason>) {
+fn build(config: &VmConfig) -> (Machine, Receiver<Event>) {
     let (sender, receiver) = channel();
-    let on_exit = Box::new(move |reason| sender.send(reason).unwrap());
-    let machine = Machine::build(config, &Files::new(), on_exit).unwrap_or_else(|e| panic!("{e}"));
+    // A test that failed has dropped its receiver when its machine ends.
+    let on_event = Box::new(move |event| drop(sender.send(event)));
+    let machine = Machine::build(config, &Files::new(), on_event).unwrap_or_else(|e| panic!("{e}"));
     (machine, receiver)
+}
+
+/// Waits for the next thing that happens to the machine.
+fn next(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(PATIENCE).expect("the payload hangs")
+}
+
+/// Waits for the end of the machine, whatever happens before.
+fn end(events: &Receiver<Event>) -> ExitReason {
+    loop {
+        if let Event::Ended(reason) = next(events) {
+            return reason;
+        }
+    }
 }
 
 /// Runs `payload` to its end: why it ended, and what it printed.
 fn run(payload: &Payload, vcpus: u64) -> (ExitReason, String) {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), payload, vcpus);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
-    let reason = exit.recv_timeout(PATIENCE).expect("the payload hangs");
+    let Event::Ended(reason) = next(&events) else {
+        panic!("the machine restarted");
+    };
     machine.stop();
     let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
     (reason, printed)
@@ -164,7 +181,7 @@ fn a_triple_fault_is_reported() {
 }
 
 #[test]
-fn a_restart_in_place_starts_over_with_clean_memory() {
+fn a_restart_in_place_starts_over_with_clean_memory_and_is_reported_first() {
     let directory = tempfile::tempdir().unwrap();
     // Memory that a first run has dirtied must read as zero in the next.
     let payload = Payload::new()
@@ -181,14 +198,107 @@ fn a_restart_in_place_starts_over_with_clean_memory() {
     let status = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(status.unwrap().success());
     config.serial = SerialConfig::File(fifo.clone());
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     let mut reader = fs::File::open(&fifo).unwrap();
     machine.resume().unwrap();
     let mut printed = [0; 5];
     reader.read_exact(&mut printed).unwrap();
     assert_eq!(&printed, b"xxxxx");
+    for _ in 1..printed.len() {
+        assert_eq!(events.try_recv(), Ok(Event::Restarted));
+    }
     machine.stop();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+    assert_eq!(end(&events), ExitReason::Stopped);
+}
+
+#[test]
+fn a_restart_in_place_finds_every_device_as_after_power_on() {
+    /// Configuration space of the first virtio function, and the I/O APIC's index and data registers.
+    const FUNCTION: u64 = 0xEC00_8000;
+    const IO_APIC: u64 = 0xFEC0_0000;
+    /// Low half of the redirection entry of input 4.
+    const ENTRY_4: u32 = 0x18;
+    let expect_al = |payload: Payload, port, value| {
+        payload.in8(port).raw(&[0x3C, value]).jne_fail() // cmp al, value
+    };
+    // Serial port: line control, interrupts, modem control, scratch. Interrupt controllers: masks.
+    let ports = [0x3FB, 0x3F9, 0x3FC, 0x3FF, 0x21, 0xA1];
+    let fresh = ports
+        .into_iter()
+        .fold(Payload::new(), |payload, port| expect_al(payload, port, 0))
+        .in32(0xCF8)
+        .expect_eax(0)
+        .rbx(FUNCTION)
+        .load_eax()
+        .expect_eax(0x1044_1AF4)
+        .rbx(FUNCTION + 4)
+        .load_eax()
+        .raw(&[0x25, 0xFF, 0xFF, 0, 0]) // and eax, 0xFFFF: the command register
+        .expect_eax(0)
+        .rbx(IO_APIC)
+        .store32(ENTRY_4)
+        .rbx(IO_APIC + 0x10)
+        .load_eax()
+        .expect_eax(1 << 16);
+    // Then all of it is changed, and seen to be.
+    let used = expect_al(fresh.out8(0x3FB, 3).out8(0x3F9, 0xF), 0x3F9, 0xF);
+    let used = expect_al(used.out8(0x3FC, 0xB).out8(0x3FF, 0x55), 0x3FF, 0x55);
+    let used = expect_al(used.out8(0x21, 0xFB).out8(0xA1, 0xFF), 0x21, 0xFB)
+        .out32(0xCF8, 0x8000_0804)
+        .in32(0xCF8)
+        .expect_eax(0x8000_0804)
+        .rbx(FUNCTION + 4)
+        .store32(7)
+        .load_eax()
+        .raw(&[0x25, 0x07, 0, 0, 0])
+        .expect_eax(6)
+        .rbx(IO_APIC)
+        .store32(ENTRY_4)
+        .rbx(IO_APIC + 0x10)
+        .store32(0x34)
+        .load_eax()
+        .expect_eax(0x34)
+        .out8(0x602, 1)
+        .halt();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &used, 2);
+    config.on_reboot = OnReboot::Restart;
+    config.entropy = true;
+    let (machine, events) = build(&config);
+    machine.resume().unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&events), Event::Restarted);
+    }
+    machine.stop();
+    assert_eq!(end(&events), ExitReason::Stopped);
+}
+
+#[test]
+fn a_restart_in_place_lets_the_second_vcpu_be_started_again() {
+    // The second vCPU does not stop by itself: mov byte [0x7800], 1 (DS is 0); jmp back to it.
+    let payload = start_second_vcpu(&[0xC6, 0x06, 0x00, 0x78, 0x01, 0xEB, 0xF9, 0xF4])
+        // mov rbx, 0x7800; L: cmp byte [rbx], 1; jne L
+        .rbx(0x7800)
+        .raw(&[0x80, 0x3B, 0x01, 0x75, 0xFB])
+        .out8(0x602, 1)
+        .halt();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &payload, 2);
+    config.on_reboot = OnReboot::Restart;
+    let (machine, events) = build(&config);
+    machine.resume().unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&events), Event::Restarted);
+    }
+    machine.stop();
+    assert_eq!(end(&events), ExitReason::Stopped);
+}
+
+#[test]
+fn a_jump_to_the_bios_resets_the_machine() {
+    // Real-mode code for the second vCPU: jmp 0xF000:0xFFF0.
+    let payload = start_second_vcpu(&[0xEA, 0xF0, 0xFF, 0x00, 0xF0, 0xF4, 0xF4, 0xF4]);
+    assert_eq!(run(&payload.halt(), 2).0, ExitReason::Reboot);
 }
 
 #[test]
@@ -201,7 +311,7 @@ fn pausing_stands_still_and_resuming_goes_on() {
     let status = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(status.unwrap().success());
     config.serial = SerialConfig::File(fifo.clone());
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     let mut reader = fs::File::open(&fifo).unwrap();
     machine.resume().unwrap();
     for _ in 0..3 {
@@ -212,16 +322,16 @@ fn pausing_stands_still_and_resuming_goes_on() {
         machine.resume().unwrap();
     }
     machine.stop();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::Stopped));
+    assert_eq!(end(&events), ExitReason::Stopped);
 }
 
 #[test]
 fn a_machine_that_has_ended_neither_pauses_nor_resumes() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &Payload::new().power_off(), 1);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    assert_eq!(end(&events), ExitReason::PowerOff);
     assert!(machine.resume().is_err());
     assert!(machine.pause().is_err());
 }
@@ -241,25 +351,23 @@ fn the_power_button_leaves_its_event_in_the_register() {
         .power_off();
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &payload, 1);
-    let (machine, exit) = build(&config);
+    let (machine, events) = build(&config);
     machine.resume().unwrap();
     machine.press_power_button();
-    assert_eq!(exit.recv_timeout(PATIENCE), Ok(ExitReason::PowerOff));
+    assert_eq!(end(&events), ExitReason::PowerOff);
     machine.stop();
     let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
     assert_eq!(printed, "pressed");
 }
 
-#[test]
-fn a_second_vcpu_starts_where_its_sipi_says() {
-    // Real-mode code for the second vCPU at 0x7000: mov byte [0x7800], 1 (DS is 0); hlt.
-    let ap = [0xC6, 0x06, 0x00, 0x78, 0x01, 0xF4, 0xEB, 0xFD];
+/// A payload that starts the second vCPU with this real-mode code, at 0x7000.
+fn start_second_vcpu(code: &[u8]) -> Payload {
     let mut payload = Payload::new();
-    for (at, bytes) in (0x7000..).step_by(4).zip(ap.chunks(4)) {
+    for (at, bytes) in (0x7000..).step_by(4).zip(code.chunks(4)) {
         let word = u32::from_le_bytes(bytes.try_into().unwrap());
         payload = payload.rbx(at).store32(word);
     }
-    let payload = payload
+    payload
         // Local APIC on, then INIT and SIPI with vector 7 to APIC id 1 (Intel SDM 3A §11.6.1).
         .rbx(0xFEE0_00F0)
         .store32(0x1FF)
@@ -271,6 +379,12 @@ fn a_second_vcpu_starts_where_its_sipi_says() {
         .store32(1 << 24)
         .rbx(0xFEE0_0300)
         .store32(0x4607)
+}
+
+#[test]
+fn a_second_vcpu_starts_where_its_sipi_says() {
+    // mov byte [0x7800], 1 (DS is 0); hlt.
+    let payload = start_second_vcpu(&[0xC6, 0x06, 0x00, 0x78, 0x01, 0xF4, 0xEB, 0xFD])
         // mov rbx, 0x7800; L: cmp byte [rbx], 1; jne L
         .rbx(0x7800)
         .raw(&[0x80, 0x3B, 0x01, 0x75, 0xFB])

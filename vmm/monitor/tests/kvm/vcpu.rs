@@ -11,10 +11,12 @@ use fief_vmm::config::{CpuConfig, MemoryBacking, MemoryConfig};
 use fief_vmm::kvm::cpuid::{self, Timing, Topology};
 use fief_vmm::kvm::doorbell::IoEventDoorbells;
 use fief_vmm::kvm::irq::GsiTable;
+use fief_vmm::kvm::irqchip;
 use fief_vmm::kvm::memory::GuestMemory;
 use fief_vmm::kvm::vcpu::{Buses, Entry, Exit, Vcpu, gdt};
 use fief_vmm::kvm::{Host, KVM_DEVICE, Vm};
 use fief_vmm::machine::files::Files;
+use kvm_bindings::kvm_irqchip;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -250,4 +252,64 @@ fn interrupt_numbers_run_out_with_an_error() {
     let allocator = GsiTable::new(guest.vm.fd.clone()).msi_allocator();
     assert!(allocator.allocate(5000).is_err());
     assert_eq!(allocator.allocate(8).unwrap().len(), 8);
+}
+
+/// What KVM shows of the two 8259s and the I/O APIC, byte by byte.
+fn interrupt_controllers(vm: &Vm) -> [Vec<i8>; 3] {
+    [0, 1, 2].map(|chip_id| {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        vm.fd.get_irqchip(&mut chip).unwrap();
+        // SAFETY: any bytes are valid characters; `default` has set those that KVM did not.
+        unsafe { chip.chip.dummy }.to_vec()
+    })
+}
+
+#[test]
+fn reset_interrupt_controllers_are_as_kvm_made_them() {
+    let io_apic = 0xFEC0_0000;
+    let payload = Payload::new()
+        // The I/O APIC's id, and its inputs 4 and 23 unmasked; its index register stays at the last.
+        .rbx(io_apic)
+        .store32(0)
+        .rbx(io_apic + 0x10)
+        .store32(5 << 24)
+        .rbx(io_apic)
+        .store32(0x18)
+        .rbx(io_apic + 0x10)
+        .store32(0x34)
+        .rbx(io_apic)
+        .store32(0x3E)
+        .rbx(io_apic + 0x10)
+        .store32(0x8035)
+        // Both 8259s as a PC's BIOS sets them up (Intel 8259A, ICW1 to ICW4), and one of their lines level-triggered.
+        .out8(0x20, 0x11)
+        .out8(0x21, 0x08)
+        .out8(0x21, 0x04)
+        .out8(0x21, 0x03)
+        .out8(0xA0, 0x11)
+        .out8(0xA1, 0x70)
+        .out8(0xA1, 0x02)
+        .out8(0xA1, 0x01)
+        .out8(0x21, 0xB8)
+        .out8(0x4D1, 0x0E)
+        .out8(DONE, 0);
+    let mut guest = Guest::new(&payload);
+    let made = interrupt_controllers(&guest.vm);
+    guest.run();
+    for gsi in [4, 9, 23] {
+        guest.vm.fd.set_irq_line(gsi, true).unwrap();
+        guest.vm.fd.set_irq_line(gsi, false).unwrap();
+    }
+    for (chip, (used, made)) in interrupt_controllers(&guest.vm)
+        .iter()
+        .zip(&made)
+        .enumerate()
+    {
+        assert_ne!(used, made, "chip {chip} was not used");
+    }
+    irqchip::reset(&guest.vm.fd).unwrap();
+    assert_eq!(interrupt_controllers(&guest.vm), made);
 }

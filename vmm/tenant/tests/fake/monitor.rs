@@ -66,7 +66,7 @@ fn main() {
 
 fn run(script: &str, events: &mut fs::File) {
     println!("hello from the console");
-    let mut end = |reason: &str| {
+    let end = |events: &mut fs::File, reason: &str| {
         writeln!(
             events,
             "{}",
@@ -76,14 +76,19 @@ fn run(script: &str, events: &mut fs::File) {
         std::process::exit(0);
     };
     match script {
-        "poweroff" | "panic" | "triple-fault" => end(script),
+        "poweroff" | "panic" | "triple-fault" => end(events, script),
+        "reboot" => {
+            for _ in 0..2 {
+                writeln!(events, "{}", serde_json::json!({"event": "reboot"})).unwrap();
+            }
+        }
         "flood" => {
             let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
             for _ in 0..5 << 10 {
                 std::io::stdout().write_all(&line).unwrap();
             }
             println!("the last line");
-            end("poweroff");
+            end(events, "poweroff");
         }
         "stubborn" => {
             // As if the kernel had not ended it yet when its shim is gone.

@@ -25,6 +25,23 @@ fn the_end_of_the_machine_ends_the_control_thread() {
 }
 
 #[test]
+fn every_restart_is_an_event_after_the_start_even_one_just_before_the_end() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.restart_machine();
+    rig.restart_machine();
+    rig.end_machine(ExitReason::PowerOff);
+    let events = std::fs::read_to_string(rig.path("events")).unwrap();
+    let reboots = events
+        .strip_prefix(&format!(
+            "{{\"event\":\"started\",\"pid\":{}}}\n",
+            std::process::id()
+        ))
+        .unwrap_or_else(|| panic!("{events}"));
+    assert_eq!(reboots, "{\"event\":\"reboot\"}\n".repeat(2));
+}
+
+#[test]
 fn a_client_that_goes_away_does_not_undo_what_it_asked_for() {
     let rig = Rig::new();
     rig.start();

@@ -10,7 +10,7 @@ use fief_api::{BootSource, Client, InstanceState};
 use crate::config::VmConfig;
 use crate::events::Events;
 use crate::machine::files::Files;
-use crate::machine::{ExitReason, MachineError, OnExit};
+use crate::machine::{Event, ExitReason, MachineError, OnEvent};
 use crate::server::control::{Control, End, Guest};
 use crate::server::draft::Draft;
 use crate::server::session::Session;
@@ -21,7 +21,7 @@ use crate::server::{ApiSocket, Limits, Server};
 pub struct Notes {
     pub done: Mutex<Vec<String>>,
     pub config: Mutex<Option<VmConfig>>,
-    pub on_exit: Mutex<Option<OnExit>>,
+    pub on_event: Mutex<Option<OnEvent>>,
     /// Error of the next attempt to build.
     pub build_error: Mutex<Option<MachineError>>,
     /// The next pause waits for a message here.
@@ -93,18 +93,19 @@ impl Rig {
         let socket = dir.path().join("api");
         let (posts, post) = mpsc::channel();
         let noted = Arc::clone(&notes);
+        let events = Events::open(&Files::new(), Some(&dir.path().join("events"))).unwrap();
         let control = std::thread::spawn(move || {
-            let build = Box::new(move |config: &VmConfig, on_exit: OnExit| {
+            let build = Box::new(move |config: &VmConfig, on_event: OnEvent| {
                 if let Some(error) = noted.build_error.lock().unwrap().take() {
                     return Err(error);
                 }
                 *noted.config.lock().unwrap() = Some(config.clone());
-                *noted.on_exit.lock().unwrap() = Some(on_exit);
+                *noted.on_event.lock().unwrap() = Some(on_event);
                 Ok(Box::new(FakeMachine(Arc::clone(&noted))) as Box<dyn Guest>)
             });
             let mut control = Control::new(build, None).unwrap();
             posts.send(control.post()).unwrap();
-            control.run(&Events::default()).unwrap()
+            control.run(&events).unwrap()
         });
         let draft = Draft::new(Files::new(), HOST_MIB).unwrap();
         let session = Session::new(
@@ -169,10 +170,16 @@ impl Rig {
         read_to_end(&mut stream)
     }
 
+    /// What the machine does when its guest asks for a reset.
+    pub fn restart_machine(&self) {
+        let on_event = self.notes.on_event.lock().unwrap();
+        on_event.as_ref().unwrap()(Event::Restarted);
+    }
+
     /// Ends the machine and gives what the control thread made of it.
     pub fn end_machine(&mut self, reason: ExitReason) -> End {
-        let on_exit = self.notes.on_exit.lock().unwrap().take().unwrap();
-        on_exit(reason);
+        let on_event = self.notes.on_event.lock().unwrap().take().unwrap();
+        on_event(Event::Ended(reason));
         self.control.take().unwrap().join().unwrap()
     }
 
