@@ -1,4 +1,4 @@
-//! Errors as people see them: what failed and why on one line, what to do next on another.
+//! Errors as people see them: what failed, why, and what to do next, on one line.
 
 use std::error::Error;
 
@@ -15,14 +15,6 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text.replace('\n', " ")
-}
-
-/// Splits "what: why; what to do" at its last semicolon, where our messages say what to do.
-pub fn with_advice(message: &str) -> (&str, Option<&str>) {
-    match message.rsplit_once("; ") {
-        Some((what, advice)) => (what, Some(advice)),
-        None => (message, None),
-    }
 }
 
 #[cfg(test)]
@@ -51,11 +43,5 @@ mod tests {
             source: Some(Box::new(same)),
         };
         assert_eq!(chain(&outer), "making x: cannot write: no space");
-    }
-
-    #[test]
-    fn what_to_do_is_the_last_part() {
-        assert_eq!(with_advice("a: b; c; do d"), ("a: b; c", Some("do d")));
-        assert_eq!(with_advice("a: b"), ("a: b", None));
     }
 }

@@ -1,6 +1,6 @@
 //! How a command fails.
 
-use crate::failure::{chain, with_advice};
+use crate::failure::chain;
 
 /// The code for failures of fief's own, as docker's: apart from those of commands.
 pub const OWN_FAILURE: u8 = 125;
@@ -39,12 +39,9 @@ impl Error {
         self.code
     }
 
-    /// Two lines at most: what and why; what to do.
+    /// One line: what, why, and what to do.
     pub fn text(&self) -> String {
-        match with_advice(&self.message) {
-            (what, Some(advice)) => format!("fief: {what}\n      {advice}"),
-            (what, None) => format!("fief: {what}"),
-        }
+        format!("fief: {}", self.message.replace('\n', " "))
     }
 }
 
