@@ -148,12 +148,14 @@ fn take_along(
     Ok(along)
 }
 
-/// Copies a file inside; its path there, which is that of its content.
+/// Copies a file inside; its path there, which has the file's own name in a folder for its content.
 fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String> {
     let unreadable =
         |error: std::io::Error| Error::new(format!("cannot read {}: {error}", path.display()));
     let content = std::fs::read(path).map_err(unreadable)?;
-    let target = format!("{INBOX}/{}", fief_images::store::hash_bytes(&content));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let digest = fief_images::store::hash_bytes(&content);
+    let target = format!("{INBOX}/{}/{name}", digest.get(..16).unwrap_or(&digest));
     progress.begin(
         "copying the kernel into the emulated host",
         Unit::Bytes,

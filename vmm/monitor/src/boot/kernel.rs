@@ -43,7 +43,7 @@ pub enum KernelError {
     UnknownFormat,
     #[error("it is an ELF file, but not a little-endian 64-bit one for x86-64")]
     WrongElf,
-    #[error("it is truncated or damaged: {0}")]
+    #[error("it is truncated or damaged: {0}; copy or build it again")]
     Damaged(&'static str),
     #[error("it has nothing to load")]
     NothingToLoad,
