@@ -1,6 +1,6 @@
 //! One tenant's directory.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -227,12 +227,7 @@ impl Locked {
     /// No permission.
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
-        let Some(parent) = directory.parent() else {
-            return Ok(());
-        };
-        let trash = leftovers::trash(parent).map_err(failed("make a directory in", parent))?;
-        let moved = trash.join(self.tenant.name.as_str());
-        fs::rename(directory, &moved).map_err(failed("remove", directory))?;
-        Ok(remove(&trash)?)
+        let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
+        Ok(remove(&gone)?)
     }
 }
