@@ -56,8 +56,8 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &along.replaced));
     request.env.extend(needs.env.iter().cloned());
-    // The fief inside counts the same signals, and does what is to be done.
-    let code = attend(&connection, request, needs.streams, &signals, &|| ()).map_err(remote)?;
+    // The fief inside counts the same signals, and does what is to be done: it must live to do it.
+    let code = attend(&connection, request, needs.streams, &signals, &|_| ()).map_err(remote)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
 }
 

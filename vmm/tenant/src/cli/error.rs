@@ -46,7 +46,7 @@ impl Error {
 }
 
 // Every error that is passed up with `?` is told with its causes. (So this type is no `std::error::Error` itself.)
-impl<E: std::error::Error> From<E> for Error {
+impl<E: std::error::Error + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         Self::new(chain(&error))
     }

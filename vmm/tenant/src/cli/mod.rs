@@ -31,7 +31,7 @@ pub use context::Context;
 pub use error::{Error, OWN_FAILURE, Result, remote};
 
 use crate::carry;
-use crate::terminal::output;
+use crate::terminal::{output, say};
 
 /// Give every user a Linux of their own: root, a package manager, their own kernel, and no way to touch the host or a
 /// neighbour.
@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             crate::terminal::restore();
-            eprintln!("{}", error.text());
+            say(&error.text());
             ExitCode::from(error.code())
         }
     }
@@ -152,7 +152,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         _ if what.contains("; ") => "",
         _ => "; `fief --help` shows the commands, `fief COMMAND --help` what they take",
     };
-    eprintln!("{}", Error::new(format!("{what}{advice}")).text());
+    say(&Error::new(format!("{what}{advice}")).text());
     ExitCode::from(OWN_FAILURE)
 }
 

@@ -8,7 +8,7 @@ use crate::progress::Shown;
 use crate::shim::{Attached, Order, StartError};
 use crate::spec::TenantName;
 use crate::store::{Exit, Locked, Store, Tenant};
-use crate::terminal::{Signals, output};
+use crate::terminal::{Signals, output, say};
 
 /// This binary, also when the file it came from was replaced since.
 const SELF: &str = "/proc/self/exe";
@@ -34,10 +34,10 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
             .as_deref()
             .is_some_and(|made_with| made_with != root.artifact.as_str())
         {
-            eprintln!(
+            say(&format!(
                 "fief: the image '{}' was made anew since tenant '{name}' was: files of the two may not fit together",
                 spec.image
-            );
+            ));
         }
         let files = prepare::boot_files(&images, context, &spec, root, &progress)?;
         let locked = store.lock(name)?;
