@@ -10,7 +10,7 @@ KERNEL_PACKAGES := flex bison bc libelf-dev libssl-dev kmod
 TARGET := target/x86_64-unknown-linux-gnu
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all build payloads packages demo test lint clean
+.PHONY: all build payloads packages demo test soak lint clean
 
 all: build
 
@@ -36,6 +36,10 @@ demo: packages build
 
 test: packages build payloads
 	tests/run
+
+# What takes too long for every change; docs/testing.md lists it.
+soak: packages build
+	tests/run soak
 
 lint:
 	cargo fmt --all --check

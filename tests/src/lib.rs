@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+pub mod terminal;
+pub mod waiting;
+
 /// The root of the checkout.
 pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -105,25 +108,19 @@ pub fn fief<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command 
 /// Runs `fief` with the words of `line` (split at white space; for arguments with spaces take [`fief`]).
 ///
 /// # Panics
-/// It cannot be started.
+/// It cannot be started, or hangs.
 pub fn run(line: &str) -> Said {
     host();
-    fief(line.split_whitespace())
-        .output()
-        .expect("fief starts")
-        .into()
+    waiting::output(fief(line.split_whitespace())).into()
 }
 
 /// Runs `fief` with the words of `line`, then `last` as one more argument: a shell script, say.
 ///
 /// # Panics
-/// It cannot be started.
+/// It cannot be started, or hangs.
 pub fn run_with(line: &str, last: &str) -> Said {
     host();
-    fief(line.split_whitespace().chain([last]))
-        .output()
-        .expect("fief starts")
-        .into()
+    waiting::output(fief(line.split_whitespace().chain([last]))).into()
 }
 
 /// Starts `fief` with the words of `line`, its stdin a pipe.
@@ -148,7 +145,7 @@ pub fn feed(mut child: Child, input: Vec<u8>) -> Output {
         // A command that ends early closes its end; its exit code tells the test.
         let _ = stdin.write_all(&input);
     });
-    let output = child.wait_with_output().expect("fief can be waited for");
+    let output = waiting::end_of(child, "a command that is fed");
     writer.join().expect("the writer ends");
     output
 }
@@ -160,11 +157,7 @@ pub fn feed(mut child: Child, input: Vec<u8>) -> Output {
 pub fn host() {
     static HOST: OnceLock<()> = OnceLock::new();
     HOST.get_or_init(|| {
-        let said: Said = fief(["host", "start"])
-            .output()
-            .expect("fief starts")
-            .into();
-        said.ok();
+        Said::from(waiting::output(fief(["host", "start"]))).ok();
     });
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 
-use fief_tests::{binary, checkout};
+use fief_tests::{binary, checkout, waiting};
 use tempfile::TempDir;
 
 /// Sectors of the writable disk.
@@ -20,12 +20,15 @@ struct Rig {
     directory: TempDir,
     vcpus: u8,
     on_reboot: &'static str,
+    memory_mib: u64,
+    huge_pages: &'static str,
 }
 
 /// What came out of a run.
 struct Run {
     status: ExitStatus,
     console: String,
+    errors: String,
     events: String,
 }
 
@@ -62,6 +65,8 @@ impl Rig {
             directory,
             vcpus: 1,
             on_reboot: "Exit",
+            memory_mib: 64,
+            huge_pages: "Transparent",
         }
     }
 
@@ -84,13 +89,19 @@ impl Rig {
         };
         let config = serde_json::json!({
             "boot-source": { "kernel_image_path": kernel, "boot_args": words },
-            "machine-config": { "vcpu_count": self.vcpus, "mem_size_mib": 64 },
+            "machine-config": {
+                "vcpu_count": self.vcpus, "mem_size_mib": self.memory_mib, "huge_pages": self.huge_pages,
+            },
             "drives": [drive("disk", false), drive("read_only", true)],
             "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
             "entropy": {},
             "lifecycle": { "on_reboot": self.on_reboot },
         });
         fs::write(self.path("config.json"), config.to_string()).unwrap();
+        self.spawn()
+    }
+
+    fn spawn(&self) -> Child {
         let mut command = Command::new(binary("fief-vmm"));
         command
             .arg("--no-api")
@@ -104,20 +115,21 @@ impl Rig {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap()
     }
 
     fn finish(&self, mut child: Child, mut console: String) -> Run {
-        child
-            .stdout
-            .as_mut()
-            .map(|out| out.read_to_string(&mut console).unwrap());
-        let status = child.wait().unwrap();
+        if let Some(mut out) = child.stdout.take() {
+            out.read_to_string(&mut console).unwrap();
+        }
+        let output = waiting::end_of(child, "fief-vmm with a payload");
         let events = fs::read_to_string(self.path("events")).unwrap_or_default();
         Run {
-            status,
+            status: output.status,
             console,
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
             events,
         }
     }
@@ -306,6 +318,127 @@ fn other_processors_wait_until_they_are_started() {
     rig.vcpus = 4;
     rig.run("entry pci block", "Async")
         .passed("entry pci block");
+}
+
+/// The host's pool of 2 MiB pages (Documentation/admin-guide/mm/hugetlbpage.rst).
+fn pool(figure: &str) -> u64 {
+    let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{figure}");
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// More huge pages than before, until it is dropped.
+struct MorePages(u64);
+
+impl MorePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn ask_for(more: u64) -> Self {
+        let before = pool("nr_hugepages");
+        fs::write(Self::FILE, (before + more).to_string()).unwrap();
+        assert_eq!(
+            pool("nr_hugepages"),
+            before + more,
+            "this machine has no memory for them"
+        );
+        Self(before)
+    }
+}
+
+impl Drop for MorePages {
+    fn drop(&mut self) {
+        fs::write(Self::FILE, self.0.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_runs_on_huge_pages_if_the_host_has_them_and_is_refused_before_it_runs_if_not() {
+    let mut rig = Rig::new();
+    rig.huge_pages = "2M";
+    rig.memory_mib = pool("free_hugepages") * 2 + 64;
+    let refused = rig.run("entry", "Sync");
+    assert_eq!(refused.status.code(), Some(152), "{}", refused.errors);
+    assert_eq!(
+        refused.errors.trim().lines().count(),
+        1,
+        "{}",
+        refused.errors
+    );
+    assert!(
+        refused.errors.contains("vm.nr_hugepages"),
+        "{}",
+        refused.errors
+    );
+    assert_eq!(refused.console, "");
+    // Only root may ask the host for pages: where the rig runs as another user, the refusal is all there is to see.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let _pages = MorePages::ask_for(32);
+    rig.memory_mib = 64;
+    let run = rig.run("entry block", "Async");
+    run.passed("entry block");
+    assert!(run.status.success(), "{}: {}", run.status, run.errors);
+}
+
+#[test]
+fn unknown_fields_are_refused_by_the_api_and_in_a_configuration_file() {
+    let rig = Rig::new();
+    let socket = rig.path("api");
+    let child = Command::new(binary("fief-vmm"))
+        .arg("--api-sock")
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let put = |path: &str, body: &str| {
+        let connect = || UnixStream::connect(&socket).ok();
+        let mut stream = waiting::until("the API socket is there", connect);
+        let length = body.len();
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}"
+        );
+        write!(stream, "{head}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let good = r#"{"vcpu_count": 1, "mem_size_mib": 64}"#;
+    let bad = good.replace('}', r#", "vcpus": 2}"#);
+    let refused = put("/machine-config", &bad);
+    assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+    assert!(
+        refused.contains("fault_message") && refused.contains("vcpus"),
+        "{refused}"
+    );
+    assert!(put("/machine-config", good).starts_with("HTTP/1.1 204"));
+    end(child);
+
+    let run = rig.run("entry", "Sync");
+    run.passed("entry");
+    let config = fs::read_to_string(rig.path("config.json")).unwrap();
+    let config = config.replacen('{', r#"{"no-such-section": {}, "#, 1);
+    fs::write(rig.path("config.json"), config).unwrap();
+    let refused = rig.finish(rig.spawn(), String::new());
+    assert_eq!(refused.status.code(), Some(152), "{}", refused.errors);
+    assert_eq!(
+        refused.errors.trim().lines().count(),
+        1,
+        "{}",
+        refused.errors
+    );
+    assert!(
+        refused.errors.contains("no-such-section"),
+        "{}",
+        refused.errors
+    );
+}
+
+/// Ends a monitor that would serve for ever.
+fn end(mut monitor: Child) {
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
 }
 
 #[test]

@@ -2,14 +2,64 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod by_path;
 mod commands;
+mod control;
 mod crashes;
-mod instructions;
 mod images;
+mod instructions;
 mod isolation;
 mod kernels;
 mod lifecycle;
+mod listings;
 mod streams;
+mod terminal;
+mod traces;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Held by tests that make images, and by those that make sure that none was made.
+static IMAGES: Mutex<()> = Mutex::new(());
+
+/// What `text` says as JSON.
+#[track_caller]
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Where the files of an image or kernel of the test state directory are.
+#[track_caller]
+fn artifact(kind: &str, name: &str) -> PathBuf {
+    let all = json(&fief_tests::run("images --json").ok());
+    let entries = all.as_array().unwrap();
+    let entry = entries
+        .iter()
+        .find(|entry| entry["kind"] == kind && entry["name"] == name);
+    let artifact = entry.unwrap_or_else(|| panic!("no {kind} {name} in {all}"))["artifact"].clone();
+    fief_tests::state_directory()
+        .join("images/artifacts")
+        .join(artifact.as_str().unwrap())
+}
+
+/// Makes `root` in `directory`: a root file system with nothing but this machine's static busybox.
+fn busybox_root(directory: &Path) -> PathBuf {
+    let root = directory.join("root");
+    std::fs::create_dir_all(root.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for program in [
+        "sh", "cat", "uname", "head", "sync", "poweroff", "kill", "pidof",
+    ] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(program)).unwrap();
+    }
+    root
+}
+
+fn executable(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
 
 /// A tenant that is removed at the end of its test, whatever its end.
 struct Tenant(String);
@@ -18,11 +68,37 @@ impl Tenant {
     /// Starts `fief run -d --name NAME OPTIONS`; names differ by test, so that tests may run at once.
     #[track_caller]
     fn start(name: &str, options: &str) -> Self {
-        let tenant = Self(name.to_owned());
-        // What a killed earlier run of the tests may have left.
-        fief_tests::run(&format!("rm -f {name}"));
+        let tenant = Self::named(name);
         fief_tests::run(&format!("run -d --name {name} {options}")).ok();
         tenant
+    }
+
+    /// Makes it with `fief create NAME OPTIONS`.
+    #[track_caller]
+    fn create(name: &str, options: &str) -> Self {
+        let tenant = Self::named(name);
+        assert_eq!(
+            fief_tests::run(&format!("create {name} {options}")).ok(),
+            name
+        );
+        tenant
+    }
+
+    fn named(name: &str) -> Self {
+        // What a killed earlier run of the tests may have left.
+        fief_tests::run(&format!("rm -f {name}"));
+        Self(name.to_owned())
+    }
+
+    /// Waits until it has ended; why it did.
+    #[track_caller]
+    fn ended(&self) -> String {
+        fief_tests::run(&format!("wait {}", self.0)).ok();
+        let listed = self.listed();
+        listed["exit"]["reason"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{listed}"))
+            .to_owned()
     }
 
     /// Runs a shell script in it.
@@ -33,8 +109,7 @@ impl Tenant {
     /// Its entry in `fief ps -a --json`.
     #[track_caller]
     fn listed(&self) -> serde_json::Value {
-        let all: serde_json::Value =
-            serde_json::from_str(&fief_tests::run("ps -a --json").ok()).unwrap();
+        let all = json(&fief_tests::run("ps -a --json").ok());
         let entry = all
             .as_array()
             .unwrap()

@@ -2,7 +2,8 @@
 
 use std::process::Child;
 
-use fief_tests::{feed, run, run_with, spawn};
+use fief_tests::waiting::until;
+use fief_tests::{feed, run, spawn};
 
 use super::Tenant;
 
@@ -60,7 +61,9 @@ fn eight_commands_at_once_do_not_wait_for_one_that_is_blocked() {
     blocked.kill().unwrap();
     blocked.wait().unwrap();
     // Its client is gone: the agent ends the command.
-    tenant.sh("while pidof yes; do sleep 1; done").ok();
+    until("the command ends", || {
+        (tenant.sh("pidof yes").code == Some(1)).then_some(())
+    });
 }
 
 #[test]
@@ -73,27 +76,4 @@ fn the_end_of_stdin_reaches_the_command_while_its_output_goes_on() {
         "",
         "without -i there is no stdin"
     );
-}
-
-#[test]
-fn a_terminal_is_a_terminal() {
-    let tenant = Tenant::start("tty", "--image busybox");
-    // script(1) gives fief a terminal of its own.
-    let line = format!(
-        "FIEF_STATE_DIR={} FIEF_HOST=emulated script -qec '{} exec -it tty -- sh -c \"tty && stty size\"' /dev/null",
-        fief_tests::state_directory().display(),
-        fief_tests::binary("fief").display()
-    );
-    let output = std::process::Command::new("sh")
-        .args(["-c", &line])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("/dev/pts/"), "{text}");
-    assert_eq!(
-        run_with("exec tty -- sh -c", "tty").code,
-        Some(1),
-        "no terminal without -t"
-    );
-    drop(tenant);
 }

@@ -56,8 +56,8 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &along.replaced));
     request.env.extend(needs.env.iter().cloned());
-    // The fief inside counts the same signals, and does what is to be done.
-    let code = attend(&connection, request, needs.streams, &signals, &|| ()).map_err(remote)?;
+    // The fief inside counts the same signals, and does what is to be done: it must live to do it.
+    let code = attend(&connection, request, needs.streams, &signals, &|_| ()).map_err(remote)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
 }
 
@@ -148,12 +148,14 @@ fn take_along(
     Ok(along)
 }
 
-/// Copies a file inside; its path there, which is that of its content.
+/// Copies a file inside; its path there, which has the file's own name in a folder for its content.
 fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String> {
     let unreadable =
         |error: std::io::Error| Error::new(format!("cannot read {}: {error}", path.display()));
     let content = std::fs::read(path).map_err(unreadable)?;
-    let target = format!("{INBOX}/{}", fief_images::store::hash_bytes(&content));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let digest = fief_images::store::hash_bytes(&content);
+    let target = format!("{INBOX}/{}/{name}", digest.get(..16).unwrap_or(&digest));
     progress.begin(
         "copying the kernel into the emulated host",
         Unit::Bytes,

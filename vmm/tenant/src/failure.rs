@@ -1,12 +1,18 @@
-//! Errors as people see them: what failed and why on one line, what to do next on another.
+//! Errors as people see them: what failed, why, and what to do next, on one line.
 
 use std::error::Error;
+use std::io;
+
+/// What to do on a full disk, wherever that was met.
+const FREE_SPACE: &str = "; free some space, or choose another place with --state-dir";
 
 /// The error and its causes on one line, each said once.
-pub fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
+    let mut full = is_full(error);
     let mut cause = error.source();
     while let Some(error) = cause {
+        full |= is_full(error);
         let more = error.to_string();
         // Many messages hold their cause already.
         if !text.contains(&more) {
@@ -14,15 +20,18 @@ pub fn chain(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
+    if full && !text.contains("; ") {
+        text.push_str(FREE_SPACE);
+    }
     text.replace('\n', " ")
 }
 
-/// Splits "what: why; what to do" at its last semicolon, where our messages say what to do.
-pub fn with_advice(message: &str) -> (&str, Option<&str>) {
-    match message.rsplit_once("; ") {
-        Some((what, advice)) => (what, Some(advice)),
-        None => (message, None),
-    }
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref().map(io::Error::kind);
+    matches!(
+        kind,
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    )
 }
 
 #[cfg(test)]
@@ -54,8 +63,17 @@ mod tests {
     }
 
     #[test]
-    fn what_to_do_is_the_last_part() {
-        assert_eq!(with_advice("a: b; c; do d"), ("a: b; c", Some("do d")));
-        assert_eq!(with_advice("a: b"), ("a: b", None));
+    fn a_full_disk_comes_with_what_to_do() {
+        let full = io::Error::from_raw_os_error(nix::libc::ENOSPC);
+        let error = crate::store::FileError::Io {
+            what: "write",
+            path: "/x".into(),
+            source: full,
+        };
+        let text = chain(&error);
+        assert!(
+            text.starts_with("cannot write /x") && text.ends_with("--state-dir"),
+            "{text}"
+        );
     }
 }

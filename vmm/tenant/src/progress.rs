@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use fief_images::{Progress, Unit};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::terminal::say;
+
 /// Steps shorter than this are not worth a line.
 const WORTH_A_LINE: Duration = Duration::from_secs(3);
 
@@ -55,7 +57,7 @@ impl Progress for Shown {
             Some(Step { bar: Some(bar), .. }) => bar.set_position(done),
             Some(step) if !step.announced && step.begun.elapsed() >= WORTH_A_LINE => {
                 step.announced = true;
-                eprintln!("fief: {} …", step.title);
+                say(&format!("fief: {} …", step.title));
             }
             _ => {}
         });
@@ -69,7 +71,11 @@ impl Progress for Shown {
                 bar.finish_and_clear();
             }
             if took >= WORTH_A_LINE {
-                eprintln!("fief: {} ({:.1} s)", step.title, took.as_secs_f64());
+                say(&format!(
+                    "fief: {} ({:.1} s)",
+                    step.title,
+                    took.as_secs_f64()
+                ));
             }
         });
     }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fief::backend::BootFiles;
@@ -233,6 +234,29 @@ fn a_killed_monitor_is_reported() {
     assert!(rig.store().wait_idle(&tenant, LONG).unwrap());
     let exit = tenant.exit().unwrap().unwrap();
     assert_eq!((exit.reason, exit.code), (Reason::Killed, 137));
+}
+
+#[test]
+fn fief_wait_returns_when_the_tenant_has_ended_and_prints_its_code() {
+    let rig = Rig::new();
+    rig.start(false, "");
+    let fief = |words: &[&str]| {
+        let mut fief = Command::new(env!("CARGO_BIN_EXE_fief"));
+        fief.args(words).stdout(Stdio::piped());
+        fief.env("FIEF_STATE_DIR", rig.directory.path().join("state"));
+        fief.env("FIEF_HOST", "native");
+        fief.spawn().unwrap()
+    };
+    let waiting = fief(&["wait", "a", "a"]);
+    assert!(fief(&["kill", "a"]).wait().unwrap().success());
+    let said = waiting.wait_with_output().unwrap();
+    assert!(said.status.success());
+    assert_eq!(said.stdout, b"137\n137\n");
+    // One that has ended already is not waited for.
+    assert_eq!(
+        fief(&["wait", "a"]).wait_with_output().unwrap().stdout,
+        b"137\n"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The process that an emulated host lives in: it starts QEMU, shares the one serial port among all `fief` commands,
 //! and takes QEMU with it when it ends, however it ends.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -90,7 +90,11 @@ fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
     let (never, _held) = io::pipe().map_err(EmulatedError::io("cannot make a pipe"))?;
     let ended = relay(session, listener, OwnedFd::from(never));
     if let Err(error) = &ended {
-        eprintln!("the session with the agent ended: {error}");
+        // Into its log, which may be full.
+        let _ = writeln!(
+            std::io::stderr(),
+            "the session with the agent ended: {error}"
+        );
     }
     // A session that was open and then ended is the usual end: the machine was shut down.
     Ok(())

@@ -43,7 +43,7 @@ pub enum KernelError {
     UnknownFormat,
     #[error("it is an ELF file, but not a little-endian 64-bit one for x86-64")]
     WrongElf,
-    #[error("it is truncated or damaged: {0}")]
+    #[error("it is truncated or damaged: {0}; copy or build it again")]
     Damaged(&'static str),
     #[error("it has nothing to load")]
     NothingToLoad,
@@ -298,6 +298,9 @@ fn load_bzimage(
     for byte in header.as_mut_slice().iter_mut().skip(header_end) {
         *byte = 0;
     }
+    if length < bzimage_length(&header) {
+        return Err(KernelError::Damaged("the kernel in the bzImage is cut off"));
+    }
     let start = layout::HIGH_RAM_START.max(header.pref_address);
     let end = inside_ram(start, u64::from(header.init_size), ram_end)?;
     Ok(LoadedKernel {
@@ -305,6 +308,18 @@ fn load_bzimage(
         end: end.max(loaded.kernel_end),
         setup_header: Some(header),
     })
+}
+
+/// Bytes that the file must have (boot.rst: the boot sector, `setup_sects` sectors of 512 bytes, then `syssize` paragraphs
+/// of 16). A signature may follow.
+fn bzimage_length(header: &setup_header) -> u64 {
+    // For historical reasons 0 means 4.
+    let sectors = match header.setup_sects {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    let paragraphs = header.syssize;
+    (sectors + 1) * 512 + u64::from(paragraphs) * 16
 }
 
 /// A shared file as the loader wants one: `File` itself could not be read through a shared reference.

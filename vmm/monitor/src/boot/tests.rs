@@ -71,7 +71,7 @@ fn loading_twice_into_cleared_ram_gives_the_same_memory() {
 
 #[test]
 fn a_jump_to_the_bios_finds_code_that_writes_the_acpi_reset_register() {
-    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+    let ram = fief_devices::ram::anonymous(&[(GuestAddress(0), 4 << 20)]).unwrap();
     load(&files(&tiny_kernel(), None), &ram, 4 << 20).unwrap();
     let mut code = [0; 6];
     ram.read_slice(&mut code, GuestAddress((0xF000 << 4) + 0xFFF0))

@@ -28,6 +28,11 @@ pub enum MemoryError {
         "cannot reserve {mib} MiB for the guest: {source}; ask for less memory or free some on the host"
     )]
     Map { mib: u64, source: io::Error },
+    #[error(
+        "cannot reserve {mib} MiB of 2 MiB pages for the guest: {source}; let the host keep more of them with \
+         `sysctl vm.nr_hugepages=N`, or leave huge_pages out"
+    )]
+    HugePages { mib: u64, source: io::Error },
     #[error("cannot make a memfd of {mib} MiB for the guest: {source}")]
     Memfd { mib: u64, source: io::Error },
     #[error("cannot open {}, which is to be the guest's memory: {source}", path.display())]
@@ -197,21 +202,23 @@ fn map_region(
     start: u64,
     length: u64,
 ) -> Result<GuestRegion, MemoryError> {
-    let failed = |source| MemoryError::Map {
-        mib: config.size_mib,
-        source,
+    let mib = config.size_mib;
+    let failed = |source| match config.backing {
+        MemoryBacking::HugeTlb => MemoryError::HugePages { mib, source },
+        _ => MemoryError::Map { mib, source },
     };
     let size = usize::try_from(length).map_err(|_| MemoryError::TooLarge(config.size_mib))?;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_NORESERVE
-        | match config.backing {
-            MemoryBacking::Anonymous { .. } => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            MemoryBacking::Memfd => libc::MAP_SHARED,
-            MemoryBacking::File(_) => libc::MAP_PRIVATE,
-            MemoryBacking::HugeTlb => {
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB
-            }
-        };
+    let lazy = libc::MAP_NORESERVE;
+    let flags = match config.backing {
+        MemoryBacking::Anonymous { .. } => lazy | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        MemoryBacking::Memfd => lazy | libc::MAP_SHARED,
+        MemoryBacking::File(_) => lazy | libc::MAP_PRIVATE,
+        // Reserved now: a guest that runs out of huge pages later cannot go on.
+        MemoryBacking::HugeTlb => {
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB
+        }
+    };
     let address = map_aligned(size, prot, flags, file, offset).map_err(failed)?;
     if config.backing == (MemoryBacking::Anonymous { huge: true }) {
         // Refused where the host's kernel has no transparent huge pages; RAM is then made of small ones.

@@ -34,13 +34,13 @@ const API_VERSION: i32 = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     #[error(
-        "{} does not exist: load the kernel module kvm_intel or kvm_amd, switch virtualization on in the firmware, or, \
+        "{} does not exist; load the kernel module kvm_intel or kvm_amd, switch virtualization on in the firmware, or, \
          inside a virtual machine, ask for nested virtualization",
         .0.display()
     )]
     Missing(PathBuf),
     #[error(
-        "no permission to open {}: run as a member of the group that owns it (often `kvm`) or as root",
+        "no permission to open {}; run as a member of the group that owns it (often `kvm`) or as root",
         .0.display()
     )]
     Permission(PathBuf),
@@ -49,7 +49,7 @@ pub enum KvmError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{} is not KVM or speaks API version {got}; this monitor needs version {API_VERSION}", path.display())]
+    #[error("{} is not KVM or speaks API version {got}; this monitor needs version {API_VERSION}; is the kernel module kvm_intel or kvm_amd loaded?", path.display())]
     ApiVersion { path: PathBuf, got: i32 },
     #[error(
         "the host's KVM cannot do {what} ({name}); a host kernel of version 5.10 or newer is needed"

@@ -64,15 +64,23 @@ fn end(events: &Receiver<Event>) -> ExitReason {
 /// Runs `payload` to its end: why it ended, and what it printed.
 fn run(payload: &Payload, vcpus: u64) -> (ExitReason, String) {
     let directory = tempfile::tempdir().unwrap();
-    let config = config(directory.path(), payload, vcpus);
-    let (machine, events) = build(&config);
+    run_in(&config(directory.path(), payload, vcpus))
+}
+
+/// Runs the machine to its end: why it ended, and what it printed.
+fn run_in(config: &VmConfig) -> (ExitReason, String) {
+    let SerialConfig::File(serial) = &config.serial else {
+        panic!("the serial port goes to a file")
+    };
+    // It is appended to.
+    let _ = fs::remove_file(serial);
+    let (machine, events) = build(config);
     machine.resume().unwrap();
     let Event::Ended(reason) = next(&events) else {
         panic!("the machine restarted");
     };
     machine.stop();
-    let printed = fs::read_to_string(directory.path().join("serial")).unwrap();
-    (reason, printed)
+    (reason, fs::read_to_string(serial).unwrap())
 }
 
 #[test]
@@ -107,6 +115,36 @@ fn the_entry_state_is_that_of_linux() {
         .print("ok")
         .power_off();
     assert_eq!(run(&payload, 1), (ExitReason::PowerOff, "ok".into()));
+}
+
+#[test]
+fn a_kernel_with_a_pvh_note_is_entered_in_the_state_that_pvh_promises() {
+    let payload = Payload::new()
+        // mov eax, [ebx + at]: magic and version of the start info
+        .raw(&[0x8B, 0x43, 0x00])
+        .expect_eax(0x336E_C578)
+        .raw(&[0x8B, 0x43, 0x04])
+        .expect_eax(1)
+        // mov eax, [ebx + at]; mov eax, [eax]: the command line, the RSDP
+        .raw(&[0x8B, 0x43, 0x18, 0x8B, 0x00])
+        .expect_eax(u32::from_le_bytes(*b"some"))
+        .raw(&[0x8B, 0x43, 0x20, 0x8B, 0x00])
+        .expect_eax(u32::from_le_bytes(*b"RSD "))
+        // mov eax, [ebx + 0x28]; mov eax, [eax + 16]: the memory map begins with RAM
+        .raw(&[0x8B, 0x43, 0x28, 0x8B, 0x40, 0x10])
+        .expect_eax(1)
+        // mov eax, cr0; and eax, PG | PE: protected mode without paging
+        .raw(&[0x0F, 0x20, 0xC0, 0x25, 0x01, 0x00, 0x00, 0x80])
+        .expect_eax(1)
+        // xor eax, eax; inc eax (in 64-bit code 0x40 would be a prefix of the nop); nop
+        .raw(&[0x31, 0xC0, 0x40, 0x90])
+        .expect_eax(1)
+        .print("ok")
+        .power_off();
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &payload, 1);
+    fs::write(&config.boot.kernel, payload.pvh_elf()).unwrap();
+    assert_eq!(run_in(&config), (ExitReason::PowerOff, "ok".into()));
 }
 
 #[test]
@@ -180,19 +218,79 @@ fn a_triple_fault_is_reported() {
     assert_eq!(run(&payload, 1).0, ExitReason::TripleFault);
 }
 
+/// Every backing of guest RAM but hugetlbfs, which the host must have pages for (tests/tests/payload.rs).
+fn backings(directory: &Path) -> [MemoryBacking; 4] {
+    let file = directory.join("ram");
+    // Larger than the guest's RAM, and full of marks.
+    fs::write(&file, vec![0x5A; 9 << 20]).unwrap();
+    [
+        MemoryBacking::Anonymous { huge: true },
+        MemoryBacking::Anonymous { huge: false },
+        MemoryBacking::Memfd,
+        MemoryBacking::File(file),
+    ]
+}
+
 #[test]
-fn a_restart_in_place_starts_over_with_clean_memory_and_is_reported_first() {
+fn a_guest_runs_on_ram_of_every_backing_and_finds_in_it_what_it_should() {
     let directory = tempfile::tempdir().unwrap();
-    // Memory that a first run has dirtied must read as zero in the next.
+    for backing in backings(directory.path()) {
+        let found = match backing {
+            MemoryBacking::File(_) => 0x5A5A_5A5A,
+            _ => 0,
+        };
+        let payload = Payload::new()
+            .rbx(0x60_0000)
+            .load_eax()
+            .expect_eax(found)
+            .store32(0x1234_5678)
+            .load_eax()
+            .expect_eax(0x1234_5678)
+            .print("ok")
+            .power_off();
+        let mut config = config(directory.path(), &payload, 1);
+        config.memory.backing = backing.clone();
+        let ended = run_in(&config);
+        assert_eq!(ended, (ExitReason::PowerOff, "ok".into()), "{backing:?}");
+    }
+    let file = fs::read(directory.path().join("ram")).unwrap();
+    assert!(
+        file.iter().all(|byte| *byte == 0x5A),
+        "the guest's writes reached the file"
+    );
+}
+
+#[test]
+fn a_restart_in_place_starts_over_with_clean_memory_of_every_backing() {
+    let directory = tempfile::tempdir().unwrap();
+    for backing in backings(directory.path()) {
+        // What lies in a file is there in the first run only: a reset makes RAM zero.
+        let before = match backing {
+            MemoryBacking::File(_) => 0x5A5A_5A5A,
+            _ => 0,
+        };
+        restart_with(backing, before);
+    }
+}
+
+/// Memory that a first run has dirtied must read as zero in the next.
+#[track_caller]
+fn restart_with(backing: MemoryBacking, before: u32) {
+    let directory = tempfile::tempdir().unwrap();
     let payload = Payload::new()
         .rbx(0x40_0000)
         .load_eax()
+        // cmp eax, before; je over the next check; cmp eax, 0; jne fail
+        .raw(&[0x3D])
+        .raw(&before.to_le_bytes())
+        .raw(&[0x74, 11])
         .expect_eax(0)
         .store32(0x55)
         .print("x")
         .out8(0x64, 0xFE)
         .halt();
     let mut config = config(directory.path(), &payload, 2);
+    config.memory.backing = backing;
     config.on_reboot = OnReboot::Restart;
     let fifo = directory.path().join("fifo");
     let status = std::process::Command::new("mkfifo").arg(&fifo).status();

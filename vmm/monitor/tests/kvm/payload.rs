@@ -96,6 +96,25 @@ impl Payload {
         &self.code
     }
 
+    /// As an ELF file with a PVH note, whose 32-bit entry is [`START`] (pvh.rst; xen/include/public/elfnote.h). Only
+    /// for code without `rbx`, which is 64-bit code.
+    pub fn pvh_elf(&self) -> Vec<u8> {
+        let mut elf = self.elf();
+        // Sizes of name and content, type XEN_ELFNOTE_PHYS32_ENTRY, name, content.
+        let words = [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), 0x10_0000];
+        let note: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // The second program header: PT_NOTE, at 0x800 of the file.
+        elf[56] = 2;
+        elf[120] = 4;
+        for (at, value) in [(128, 0x800), (152, note.len() as u64)] {
+            elf[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        elf[0x800..0x800 + note.len()].copy_from_slice(&note);
+        // An ELF entry in nothing that is loaded: whoever takes it does not get far.
+        elf[24..32].fill(0);
+        elf
+    }
+
     /// As an ELF file that is loaded and entered at [`START`].
     pub fn elf(&self) -> Vec<u8> {
         let mut elf = vec![0; 0x1000];

@@ -1,6 +1,6 @@
 //! How a command fails.
 
-use crate::failure::{chain, with_advice};
+use crate::failure::chain;
 
 /// The code for failures of fief's own, as docker's: apart from those of commands.
 pub const OWN_FAILURE: u8 = 125;
@@ -39,17 +39,14 @@ impl Error {
         self.code
     }
 
-    /// Two lines at most: what and why; what to do.
+    /// One line: what, why, and what to do.
     pub fn text(&self) -> String {
-        match with_advice(&self.message) {
-            (what, Some(advice)) => format!("fief: {what}\n      {advice}"),
-            (what, None) => format!("fief: {what}"),
-        }
+        format!("fief: {}", self.message.replace('\n', " "))
     }
 }
 
 // Every error that is passed up with `?` is told with its causes. (So this type is no `std::error::Error` itself.)
-impl<E: std::error::Error> From<E> for Error {
+impl<E: std::error::Error + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         Self::new(chain(&error))
     }

@@ -11,7 +11,7 @@ use super::run::{PlaceArgs, StreamArgs};
 use super::{Context, Error, OWN_FAILURE, Result};
 use crate::carry::Needs;
 use crate::spec::TenantName;
-use crate::terminal::{Signals, Streams, attend};
+use crate::terminal::{Signals, Streams, attend, cancel};
 
 /// Flags of `fief exec`.
 #[derive(Debug, clap::Args)]
@@ -114,7 +114,6 @@ fn run(
         return Err(Error::new("stopped before the command ran").with_code(128 + signal as i32));
     }
     let connection = connected.map_err(remote)?;
-    // There is nothing to end but the command, which was asked already.
-    let code = attend(&connection, request, streams, &signals, &|| ()).map_err(remote)?;
+    let code = attend(&connection, request, streams, &signals, &cancel).map_err(remote)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
 }

@@ -15,7 +15,7 @@ use super::{Context, OWN_FAILURE, Result};
 use crate::carry;
 use crate::progress::Shown;
 use crate::spec::Bytes;
-use crate::terminal::{Signals, attend, output};
+use crate::terminal::{Signals, attend, cancel, output};
 
 /// Flags of `fief host`.
 #[derive(Debug, clap::Args)]
@@ -113,7 +113,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
             let mut request = ExecRequest::new(command.iter().cloned());
             // `fief` in there is to use that machine's KVM: measured against real ones it would look too slow.
             request.env.push(("FIEF_HOST".into(), "native".into()));
-            let code = attend(&connection, request, streams, &signals, &|| ()).map_err(remote)?;
+            let code = attend(&connection, request, streams, &signals, &cancel).map_err(remote)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)));
         }
         Action::Keep { directory } => keeper::keep(directory)?,

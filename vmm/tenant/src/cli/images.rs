@@ -7,7 +7,7 @@ use clap::Subcommand;
 use fief_images::{Kind, Listed, rootfs};
 use serde::Serialize;
 
-use super::{Context, Error, Result};
+use super::{Context, Error, Result, prepare};
 use crate::progress::Shown;
 use crate::spec::{Bytes, Spec, TenantName};
 use crate::store::{Store, StoreError};
@@ -67,9 +67,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         None => list(context, args.json)?,
         Some(Action::List { json }) => list(context, *json || args.json)?,
         Some(Action::Import { name, path }) => {
-            let image = context
-                .images()?
-                .import_rootfs(name, path, &Shown::default())?;
+            let image = prepare::import(&context.images()?, name, path, &Shown::default())?;
             output(&format!(
                 "{name}: {} {}, {}\n",
                 image.format.name(),

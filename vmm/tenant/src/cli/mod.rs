@@ -10,7 +10,6 @@ mod exec;
 mod host;
 mod images;
 mod inspect;
-
 mod logs;
 pub mod prepare;
 mod ps;
@@ -19,6 +18,7 @@ mod run;
 mod setup;
 mod start;
 mod stop;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ pub use context::Context;
 pub use error::{Error, OWN_FAILURE, Result, remote};
 
 use crate::carry;
-use crate::terminal::output;
+use crate::terminal::{output, say};
 
 /// Give every user a Linux of their own: root, a package manager, their own kernel, in a virtual machine apart from the
 /// host and from neighbours.
@@ -91,6 +91,8 @@ enum Command {
     Stop(stop::StopArgs),
     /// End tenants at once, without asking them
     Kill(stop::KillArgs),
+    /// Wait until tenants have ended, and print their exit codes
+    Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
     /// Show what a tenant printed on its console
@@ -121,7 +123,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             crate::terminal::restore();
-            eprintln!("{}", error.text());
+            say(&error.text());
             ExitCode::from(error.code())
         }
     }
@@ -150,7 +152,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         _ if what.contains("; ") => "",
         _ => "; `fief --help` shows the commands, `fief COMMAND --help` what they take",
     };
-    eprintln!("{}", Error::new(format!("{what}{advice}")).text());
+    say(&Error::new(format!("{what}{advice}")).text());
     ExitCode::from(OWN_FAILURE)
 }
 
@@ -174,6 +176,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Start(args) => start::run(&context, &args),
         Command::Stop(args) => stop::stop(&context, &args),
         Command::Kill(args) => stop::kill(&context, &args),
+        Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
@@ -201,6 +204,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Start(_)
         | Command::Stop(_)
         | Command::Kill(_)
+        | Command::Wait(_)
         | Command::Rm(_)
         | Command::Logs(_)
         | Command::Inspect(_) => Some(nothing),

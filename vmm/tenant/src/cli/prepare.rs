@@ -61,7 +61,7 @@ pub fn image(images: &Images, text: &str, progress: &dyn Progress) -> Result<Roo
                 "the image {text} cannot be used: {error}; give another path"
             ))
         })?;
-        return Ok(images.import_rootfs(&imported_name(&source), &source, progress)?);
+        return import(images, &imported_name(&source), &source, progress);
     }
     match images.rootfs(text) {
         Err(_) if rootfs::recipes().any(|recipe| recipe == text) && is_missing(images, text) => {
@@ -69,6 +69,25 @@ pub fn image(images: &Images, text: &str, progress: &dyn Progress) -> Result<Roo
         }
         other => Ok(other?),
     }
+}
+
+/// Makes an image of a directory, tar or image file.
+pub fn import(
+    images: &Images,
+    name: &str,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<RootImage> {
+    images.import_rootfs(name, path, progress).map_err(|error| {
+        let why = crate::failure::chain(&error);
+        let advice = if why.contains("; ") {
+            ""
+        } else {
+            "; give a directory with files in it, a whole tar, or an erofs or ext4 image"
+        };
+        let path = path.display();
+        Error::new(format!("the image {path} cannot be used: {why}{advice}"))
+    })
 }
 
 /// Missing, rather than damaged: what is damaged is for a person to know.

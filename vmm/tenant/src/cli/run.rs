@@ -191,7 +191,7 @@ impl Foreground<'_> {
             Ok(connection) => connection,
             Err(error) => return Err(self.never_answered(error)),
         };
-        let ended = attend(&connection, request, streams, signals, &|| {
+        let ended = attend(&connection, request, streams, signals, &|_| {
             self.attached.kill()
         });
         let lost = matches!(&ended, Err(fief_agent_proto::Error::Lost(_)));

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use rustix::process::Signal;
 
 use super::file::{failed, remove};
@@ -28,10 +29,25 @@ pub(super) fn directory(prefix: &str, parent: &Path) -> io::Result<tempfile::Tem
         .tempdir_in(parent)
 }
 
-/// The name under which a directory is removed, by whoever comes by. Its inode number makes it the only one.
-pub(super) fn trash(directory: &Path, parent: &Path) -> io::Result<PathBuf> {
-    let number = fs::metadata(directory)?.ino();
-    Ok(parent.join(format!("{GONE}{number}")))
+/// Gives a directory a name that every command takes for one to be removed; that name. It needs no space: to remove
+/// things is what helps on a full disk.
+pub(super) fn discard(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    for number in 0_u64.. {
+        let gone = path.with_file_name(format!("{GONE}{name}.{number}"));
+        match renameat2(
+            AT_FDCWD,
+            path,
+            AT_FDCWD,
+            &gone,
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
+            // Another fief has not removed its own yet.
+            Err(nix::Error::EEXIST) => {}
+            moved => return moved.map(|()| gone).map_err(Into::into),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 impl Store {

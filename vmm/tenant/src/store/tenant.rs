@@ -1,6 +1,6 @@
 //! One tenant's directory.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -227,12 +227,7 @@ impl Locked {
     /// No permission.
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
-        let Some(parent) = directory.parent() else {
-            return Ok(());
-        };
-        let trash = leftovers::trash(directory, parent).map_err(failed("read", directory))?;
-        // One step: every command removes what bears such a name, and at once.
-        fs::rename(directory, &trash).map_err(failed("remove", directory))?;
-        Ok(remove(&trash)?)
+        let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
+        Ok(remove(&gone)?)
     }
 }

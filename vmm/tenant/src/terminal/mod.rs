@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 use fief_agent_proto::WindowSize;
 
 pub use raw::restore;
-pub use session::{Streams, attend, output};
+pub use session::{Streams, attend, cancel, output, say};
 pub use signals::Signals;
 
 /// `-t` was given where there is no terminal. The words are docker's.

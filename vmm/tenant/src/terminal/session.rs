@@ -23,8 +23,8 @@ pub struct Streams {
 
 /// Runs `request` and carries everything until it ends; its exit code as a shell would show it.
 ///
-/// Signals go to the command. The third that asks for an end calls `force`; should that not help, the fourth ends this
-/// process.
+/// Signals go to the command. The third that asks for an end calls `force`, which may use the command's handle; should
+/// that not help, the fourth ends this process.
 ///
 /// # Errors
 /// The command could not be started ([`Error::shell_code`] has docker's code), or the connection was lost.
@@ -33,7 +33,7 @@ pub fn attend(
     mut request: ExecRequest,
     streams: Streams,
     signals: &Signals,
-    force: &(dyn Fn() + Sync),
+    force: &(dyn Fn(&Remote) + Sync),
 ) -> Result<i32, Error> {
     request.stdin = streams.stdin;
     if streams.tty {
@@ -84,7 +84,7 @@ fn forward(
     signals: &Signals,
     tty: bool,
     stop: &io::PipeReader,
-    force: &(dyn Fn() + Sync),
+    force: &(dyn Fn(&Remote) + Sync),
 ) {
     let mut asked = 0;
     while let Some(signal) = signals.wait(stop.as_fd()) {
@@ -100,13 +100,22 @@ fn forward(
             asked += 1;
         }
         if asked == PATIENCE {
-            let _ = remote.cancel();
-            force();
+            force(remote);
         } else if asked > PATIENCE {
             raw::restore();
             std::process::exit(128 + signal as i32);
         }
     }
+}
+
+/// The force that only the command needs: its agent ends it. If the connection is lost, the pump says so.
+pub fn cancel(command: &Remote) {
+    let _ = command.cancel();
+}
+
+/// Prints a line for people to standard error. (`eprintln!` panics where nobody reads any more, or the disk is full.)
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints to standard output.

@@ -218,6 +218,7 @@ fn an_entry_point_in_nothing_that_is_loaded_is_refused() {
 fn bzimage(init_size: u32, xloadflags: u16, version: u16) -> Vec<u8> {
     let mut bytes = vec![0; 1024];
     bytes[0x1F1] = 1;
+    bytes[0x1F4..0x1F8].copy_from_slice(&(4096_u32 / 16).to_le_bytes());
     bytes[0x200..0x202].copy_from_slice(&[0xEB, 0x6A]);
     bytes[0x202..0x206].copy_from_slice(b"HdrS");
     bytes[0x206..0x208].copy_from_slice(&version.to_le_bytes());
@@ -258,4 +259,15 @@ fn bzimages_that_cannot_be_entered_or_unpacked_are_refused() {
         error(&bzimage(0x10_0000, 1, 0x20F)[..0x300]),
         KernelError::BzImage(_)
     ));
+}
+
+#[test]
+fn a_bzimage_that_is_cut_off_is_refused_and_a_signature_behind_it_is_not() {
+    let mut kernel = bzimage(0x10_0000, 1, 0x20F);
+    assert!(matches!(
+        error(&kernel[..kernel.len() - 1]),
+        KernelError::Damaged(_)
+    ));
+    kernel.extend_from_slice(b"signature");
+    load_bytes(&kernel).0.unwrap();
 }

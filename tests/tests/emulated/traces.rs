@@ -1,0 +1,36 @@
+//! What a command could leave behind: tenants, half-made or half-removed ones, processes, images.
+
+use fief_tests::{in_host, run, state_directory};
+
+/// Everything that bears a name beginning with `name`, and everything that bears none: the same before and after a
+/// command that fails. What other tests do at the same time bears other names.
+pub fn traces(name: &str) -> Vec<String> {
+    // In brackets, so that grep's own argument is none that it looks for.
+    let (first, rest) = name.split_at(1);
+    let script = format!(
+        "cd /var/lib/fief && ls -A . .. | grep -v '^inbox$'
+         ls -d tenants/{name}* tenants/.gone-{name}* 2>/dev/null
+         grep -l '\"hostname\": *\"{name}' tenants/.new-*/spec.json 2>/dev/null
+         ls -A images/tmp
+         grep -z -l -x '[{first}]{rest}.*' /proc/[0-9]*/cmdline 2>/dev/null
+         true"
+    );
+    let mut all: Vec<String> = in_host(&script).ok().lines().map(str::to_owned).collect();
+    all.push(run("images --json").ok());
+    for entry in std::fs::read_dir(state_directory().join("images/tmp")).unwrap() {
+        all.push(entry.unwrap().path().display().to_string());
+    }
+    all
+}
+
+#[test]
+fn a_tenant_and_its_processes_are_seen_and_are_gone_when_it_is() {
+    let before = traces("seen");
+    let tenant = super::Tenant::start("seen", "--kernel micro --image busybox");
+    let during = traces("seen");
+    let count = |word: &str| during.iter().filter(|line| line.contains(word)).count();
+    assert_eq!(count("tenants/seen"), 1, "{during:?}");
+    assert_eq!(count("/cmdline"), 2, "shim and monitor: {during:?}");
+    drop(tenant);
+    assert_eq!(traces("seen"), before);
+}
