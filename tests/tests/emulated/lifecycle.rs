@@ -1,7 +1,7 @@
 //! Tenants start, stop, restart, are removed, and keep their data.
 
-use fief_tests::run;
 use fief_tests::waiting::until;
+use fief_tests::{Said, in_host, run, run_with};
 
 use super::Tenant;
 
@@ -25,6 +25,11 @@ fn a_poweroff_from_inside_is_reported_as_such() {
 #[test]
 fn a_reboot_from_inside_starts_the_tenant_again_with_its_data() {
     let tenant = Tenant::start("again", "--image busybox");
+    let line = tenant.sh("cat /proc/cmdline").ok();
+    assert!(
+        !line.contains("reboot="),
+        "Linux is to find the way: {line}"
+    );
     let before = tenant
         .sh("cat /proc/sys/kernel/random/boot_id; touch /root/mark; sync")
         .ok();
@@ -36,6 +41,58 @@ fn a_reboot_from_inside_starts_the_tenant_again_with_its_data() {
         after = tenant.sh("cat /proc/sys/kernel/random/boot_id; ls /root/mark");
     }
     assert!(after.ok().ends_with("/root/mark"));
+    let shown: serde_json::Value = serde_json::from_str(&run("inspect again").ok()).unwrap();
+    assert_eq!(shown["reboots"], 1, "{shown}");
+}
+
+#[test]
+fn a_machine_with_firecrackers_behaviour_ends_with_0_when_linux_resets_it() {
+    // These copy the kernels and the image into the emulated host.
+    run("run --rm --name d --kernel debian --image busybox -- true").ok();
+    run("run --rm --name m --kernel micro --image busybox -- true").ok();
+    // Debian's panics without a root, and resets from there; it tells nobody before, as pvpanic's driver is a module.
+    let debian = bare_monitor("debian", "panic=-1");
+    let micro = bare_monitor("micro", "root=/dev/vda ro init=/bin/busybox -- reboot -f");
+    for said in [debian, micro] {
+        assert_eq!(said.code, Some(0), "{said:?}");
+        let last = said.out.lines().last().unwrap();
+        assert_eq!(
+            last, r#"{"event":"exit","exit_code":0,"reason":"reboot"}"#,
+            "{said:?}"
+        );
+    }
+}
+
+/// Runs a kernel in a monitor without `fief`, the busybox image as its disk; its output ends with the monitor's events.
+fn bare_monitor(kernel: &str, arguments: &str) -> Said {
+    in_host(&format!(
+        r#"
+        store=/var/lib/fief/images
+        file() {{
+            id=$(sed -n 's/.*"artifact": *"\([0-9a-f]*\)".*/\1/p' $store/refs/$1.json)
+            echo $store/artifacts/$id/$2
+        }}
+        directory=$(mktemp -d)
+        cat > $directory/config <<END
+        {{
+            "boot-source": {{
+                "kernel_image_path": "$(file kernel/{kernel} vmlinux)", "boot_args": "console=ttyS0 {arguments}"
+            }},
+            "machine-config": {{ "vcpu_count": 1, "mem_size_mib": 128 }},
+            "drives": [{{
+                "drive_id": "root", "path_on_host": "$(file rootfs/busybox root.img)", "is_read_only": true,
+                "is_root_device": false
+            }}]
+        }}
+END
+        fief-vmm --no-api --config-file $directory/config --event-path $directory/events
+        code=$?
+        echo
+        cat $directory/events
+        rm -r $directory
+        exit $code
+        "#
+    ))
 }
 
 #[test]

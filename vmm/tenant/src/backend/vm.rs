@@ -125,7 +125,7 @@ impl Vm {
         // panic=-1: a kernel that panics has told the monitor so before (pvpanic); one that panics before it can, such
         // as one without its root, restarts rather than hangs for ever.
         let mut line = format!(
-            "console=ttyS0 quiet reboot=k panic=-1 fief.root={IMAGE_DRIVE} fief.rootfstype={} fief.disk={DISK_DRIVE} \
+            "console=ttyS0 quiet panic=-1 fief.root={IMAGE_DRIVE} fief.rootfstype={} fief.disk={DISK_DRIVE} \
              fief.init={init} fief.hostname={} fief.agent=vsock",
             self.files.image_format, self.spec.hostname
         );
