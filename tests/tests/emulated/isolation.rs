@@ -80,6 +80,17 @@ fn fiefs_own_kernels_do_not_loop_vsock_back() {
 }
 
 #[test]
+fn device_nodes_are_open_to_those_whom_udev_would_let_in() {
+    let tenant = Tenant::start("nodes", "--image debian");
+    let modes = tenant
+        .sh("stat -c '%a %U' /dev/net/tun /dev/fuse /dev/vsock /dev/vhost-vsock /dev/ttyS0 /dev/vda")
+        .ok();
+    let lines: Vec<_> = modes.lines().collect();
+    assert_eq!(lines[..2], ["666 root"; 2], "{modes}");
+    assert_eq!(lines[2..], ["600 root"; 4], "{modes}");
+}
+
+#[test]
 fn a_tenants_processors_are_the_hosts_without_what_is_withheld() {
     let tenant = Tenant::start("bare", "--image busybox");
     let show = "grep -m1 ^flags /proc/cpuinfo; \

@@ -2,11 +2,16 @@
 //! are the agent's.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::log;
+
+/// What every user may use, by udev's default rules; the rest is root's.
+const OPEN_TO_ALL: [&str; 2] = ["fuse", "net/tun"];
 
 /// One line of `modules.devname`: module, name below `/dev`, kind and number.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,16 +22,18 @@ struct Node<'a> {
     minor: u64,
 }
 
-/// Makes the nodes that the running kernel's modules ask for and that are not there.
+/// Makes the nodes that the running kernel's modules ask for and that are not there, and opens to all users what is theirs.
 pub fn make() {
-    let Ok(system) = nix::sys::utsname::uname() else {
-        return;
-    };
-    let list = Path::new("/lib/modules")
-        .join(system.release())
-        .join("modules.devname");
     // A kernel without modules has no list, and made its nodes itself.
-    let text = fs::read_to_string(list).unwrap_or_default();
+    let list = nix::sys::utsname::uname().map(|system| {
+        Path::new("/lib/modules")
+            .join(system.release())
+            .join("modules.devname")
+    });
+    let text = list
+        .ok()
+        .and_then(|list| fs::read_to_string(list).ok())
+        .unwrap_or_default();
     for node in text.lines().filter_map(parse) {
         let path = PathBuf::from("/dev").join(node.name);
         if path.exists() {
@@ -36,20 +43,19 @@ pub fn make() {
             let _ = fs::create_dir_all(directory);
         }
         let device = makedev(node.major, node.minor);
-        if let Err(error) = mknod(&path, node.kind, mode(node.name), device) {
+        if let Err(error) = mknod(&path, node.kind, Mode::S_IRUSR | Mode::S_IWUSR, device) {
             log::error(format!("cannot make {}: {error}", path.display()));
         }
     }
-}
-
-/// As udev's default rules have it: what every user may use is open to all, the rest is root's.
-fn mode(name: &str) -> Mode {
-    let all = Mode::from_bits_truncate(0o666);
-    let root = Mode::from_bits_truncate(0o600);
-    if matches!(name, "fuse" | "net/tun") {
-        all
-    } else {
-        root
+    // Whoever made them: the kernel leaves this to udev too.
+    for name in OPEN_TO_ALL {
+        let path = Path::new("/dev").join(name);
+        match fs::set_permissions(&path, fs::Permissions::from_mode(0o666)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::error(format!("cannot open {} to all: {error}", path.display()));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -99,11 +105,5 @@ mod tests {
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn only_what_every_user_may_use_is_open_to_all() {
-        assert_eq!(mode("fuse").bits(), 0o666);
-        assert_eq!(mode("loop-control").bits(), 0o600);
     }
 }
