@@ -54,15 +54,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             images.import_rootfs(name, Path::new(path), &progress)?
         ),
         ["initramfs", kind, agent, list, rest @ ..] => {
-            let list = match *list {
-                "tenant" => modules::TENANT,
-                "host" => modules::HOST,
-                _ => &[],
+            let (list, later) = match *list {
+                "tenant" => (modules::TENANT, modules::TENANT_LATER),
+                "host" => (modules::HOST, &[][..]),
+                _ => (&[][..], &[][..]),
             };
             let spec = InitramfsSpec {
                 kernel: images.kernel(kind.parse()?)?,
                 agent: agent.into(),
                 modules: list.iter().map(|&name| name.to_owned()).collect(),
+                later: later.iter().map(|&name| name.to_owned()).collect(),
                 busybox: rest == ["busybox"],
             };
             println!("{:#?}", images.ensure_initramfs(&spec, &progress)?);

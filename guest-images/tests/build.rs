@@ -49,11 +49,15 @@ fn the_distributions_kernel_comes_as_bzimage_elf_and_modules_and_is_made_once() 
 fn both_module_lists_fit_the_distributions_kernel() {
     let images = store();
     let kernel = debian_kernel(&images);
-    for list in [modules::TENANT, modules::HOST] {
+    for (list, later) in [
+        (modules::TENANT, modules::TENANT_LATER),
+        (modules::HOST, &[][..]),
+    ] {
         let spec = InitramfsSpec {
             kernel: kernel.clone(),
             agent: std::env::current_exe().unwrap(),
             modules: list.iter().map(|&name| name.to_owned()).collect(),
+            later: later.iter().map(|&name| name.to_owned()).collect(),
             busybox: false,
         };
         let made = images.ensure_initramfs(&spec, &Silent).unwrap();

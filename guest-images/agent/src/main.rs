@@ -65,6 +65,7 @@ fn start_system() -> ! {
         ));
     }
     boot::load_modules(&settings.modules);
+    let mut later = boot::later_modules();
     let (root, mut problem) = match Root::set_up(&settings) {
         Ok(root) => (root, None),
         Err(error) => {
@@ -74,6 +75,8 @@ fn start_system() -> ! {
     };
     boot::prepare(&settings);
     if settings.init == InitMode::Image && problem.is_none() {
+        // An init that looks for devices finds all of them.
+        boot::insert_modules(later.drain(..));
         // Returns only if there is none.
         let error = boot::become_image_init();
         log::error(&error);
@@ -81,12 +84,16 @@ fn start_system() -> ! {
     }
     boot::prepare_without_init();
     boot::make_device_nodes();
-    let action = serve(&settings, hello(InitMode::Agent, problem));
+    let action = serve(&settings, hello(InitMode::Agent, problem), later);
     shutdown::end_system(&root, action)
 }
 
 /// Serves as PID 1 until someone asks for an end.
-fn serve(settings: &Settings, hello: AgentHello) -> fief_agent_proto::Shutdown {
+fn serve(
+    settings: &Settings,
+    hello: AgentHello,
+    later: Vec<boot::Module>,
+) -> fief_agent_proto::Shutdown {
     let powered_off = fief_agent_proto::Shutdown {
         action: ShutdownAction::Poweroff,
         force: false,
@@ -99,6 +106,7 @@ fn serve(settings: &Settings, hello: AgentHello) -> fief_agent_proto::Shutdown {
         }
     };
     connect(&mut server, &settings.transport);
+    boot::insert_modules_beside(later);
     server.run().unwrap_or_else(|error| {
         log::error(format!("cannot go on serving: {error}; powering off"));
         powered_off

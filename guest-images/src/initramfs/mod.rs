@@ -22,6 +22,8 @@ use crate::tree::{self, Tree};
 const ARCHIVE: &str = "initramfs.cpio";
 /// Where the agent finds what to load.
 pub const MODULES_LOAD: &str = "/etc/fief/modules.load";
+/// Where the agent finds what to load once it serves.
+pub const MODULES_LATER: &str = "/etc/fief/modules.later";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -58,13 +60,15 @@ pub struct InitramfsSpec {
     /// Modules to load at boot, without their dependencies (added) and whether built in or not (left out if so).
     /// `modules::TENANT` and `modules::HOST` are lists that work.
     pub modules: Vec<String>,
+    /// More of them, to load when the agent serves already.
+    pub later: Vec<String>,
     /// Put this machine's busybox at /bin/busybox, with a link `sh`: for tests that have no root image.
     pub busybox: bool,
 }
 
 /// An initramfs in the store: an uncompressed cpio archive. In it: `/init`, `/dev/console`, `/dev/null`, empty
-/// mount points, modules below `/lib/modules/<release>/`, and [`MODULES_LOAD`]: their absolute paths in load order, one a
-/// line. A module may fail to load (the KVM of another maker): its loader goes on.
+/// mount points, modules below `/lib/modules/<release>/`, and [`MODULES_LOAD`] and [`MODULES_LATER`]: their absolute paths
+/// in load order, one a line. A module may fail to load (the KVM of another maker): its loader goes on.
 #[derive(Debug, Clone)]
 pub struct Initramfs {
     pub artifact: ArtifactId,
@@ -90,10 +94,11 @@ pub fn ensure(
     };
     let request = hash_bytes(
         format!(
-            "{RECIPE_VERSION} {} {} {:?} {:?}",
+            "{RECIPE_VERSION} {} {} {:?} {:?} {:?}",
             spec.kernel.artifact,
             hash_bytes(&agent),
             spec.modules,
+            spec.later,
             busybox.as_deref().map(hash_bytes),
         )
         .as_bytes(),
@@ -149,8 +154,11 @@ fn skeleton(agent: &[u8]) -> Result<Tree, tree::Error> {
 
 fn add_modules(tree: &mut Tree, spec: &InitramfsSpec) -> Result<(), Error> {
     let index = spec.kernel.modules()?;
-    let mut list = String::new();
-    for module in index.load_order(&spec.modules)? {
+    let all = index.load_order(&[spec.modules.as_slice(), &spec.later].concat())?;
+    // The order begins with what the first list alone would give.
+    let first = index.load_order(&spec.modules)?.len();
+    let (mut load, mut later) = (String::new(), String::new());
+    for (number, module) in all.into_iter().enumerate() {
         let image = spec
             .kernel
             .modules_image
@@ -162,10 +170,16 @@ fn add_modules(tree: &mut Tree, spec: &InitramfsSpec) -> Result<(), Error> {
             modules::uncompressed_path(&module.path)
         );
         tree.file(&path, 0o644, modules::read(image, module)?)?;
+        let list = if number < first {
+            &mut load
+        } else {
+            &mut later
+        };
         list.push_str(&path);
         list.push('\n');
     }
-    tree.file(MODULES_LOAD, 0o644, list.into_bytes())?;
+    tree.file(MODULES_LOAD, 0o644, load.into_bytes())?;
+    tree.file(MODULES_LATER, 0o644, later.into_bytes())?;
     Ok(())
 }
 

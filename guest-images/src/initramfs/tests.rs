@@ -33,7 +33,7 @@ fn setup() -> (tempfile::TempDir, Store, InitramfsSpec) {
         })
     };
     let index = modules::Index::parse(
-        "k/second.ko: k/first.ko\nk/first.ko:\n",
+        "k/second.ko: k/first.ko\nk/first.ko:\nk/third.ko: k/first.ko\n",
         "k/ext4.ko\n",
         place,
     )
@@ -45,6 +45,7 @@ fn setup() -> (tempfile::TempDir, Store, InitramfsSpec) {
         kernel,
         agent,
         modules: vec!["second".into(), "ext4".into()],
+        later: vec!["third".into(), "first".into()],
         busybox: false,
     };
     (dir, store, spec)
@@ -63,7 +64,12 @@ fn the_agent_is_init_and_modules_are_listed_in_load_order() {
     let archive = fs::read(made.path).unwrap();
     assert!(contains(&archive, "the agent") && contains(&archive, "dev/console"));
     let list = "/lib/modules/6.99-test/k/first.ko\n/lib/modules/6.99-test/k/second.ko\n";
-    assert!(contains(&archive, list));
+    assert!(contains(&archive, &format!("{list}\0")));
+    // What the first list brings is not in the second again.
+    assert!(contains(
+        &archive,
+        "\0/lib/modules/6.99-test/k/third.ko\n\0"
+    ));
 }
 
 #[test]

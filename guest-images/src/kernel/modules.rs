@@ -8,8 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What a tenant's kernel needs to reach its root, talk to fief, see the power button and report its panic (the monitor
-/// describes pvpanic in ACPI, not on PCI). Everything else is loaded on demand from the modules image.
+/// What a tenant's kernel needs to reach its root, talk to fief, report its panic and see the power button.
 pub const TENANT: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
@@ -17,14 +16,19 @@ pub const TENANT: &[&str] = &[
     "ext4",
     "overlay",
     "vmw_vsock_virtio_transport",
+    "pvpanic_mmio",
+    "button",
+    "evdev",
+];
+
+/// What a tenant's first command need not wait for: drivers of devices that nobody misses for a moment, if they are there
+/// at all. Everything else is loaded on demand from the modules image.
+pub const TENANT_LATER: &[&str] = &[
     "virtio_rng",
     "virtio_console",
     "virtio_net",
     "virtio_balloon",
     "fuse",
-    "pvpanic_mmio",
-    "button",
-    "evdev",
 ];
 
 /// What the emulated host needs: both makers' KVM (the one that does not fit fails to load, which is fine), devices of

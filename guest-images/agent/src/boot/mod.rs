@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 pub use beside::{BESIDE_NAME, become_image_init};
 pub use device_nodes::make as make_device_nodes;
-pub use modules::load as load_modules;
+pub use modules::{
+    Module, insert as insert_modules, insert_beside as insert_modules_beside,
+    later as later_modules, load as load_modules,
+};
 pub use mounts::{mount_kernel_file_systems, prepare_without_init};
 pub use root::Root;
 

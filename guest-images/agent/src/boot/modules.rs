@@ -6,36 +6,99 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::unistd::{ForkResult, fork};
 
 use crate::log;
 
 /// Lists what to load, in order, one name or path below [`DIRECTORY`] a line; `#` begins a comment.
 const LIST: &str = "/etc/fief/modules.load";
+/// The same, of what the first command need not wait for.
+const LATER: &str = "/etc/fief/modules.later";
 const DIRECTORY: &str = "/lib/modules";
 
-/// Loads the modules of the initramfs's list, then `more`. What cannot be loaded is reported and left out: a kernel may
-/// have it built in.
+/// Loads the modules of the initramfs's list, then `more`.
 pub fn load(more: &[String]) {
     let list = fs::read_to_string(LIST).unwrap_or_default();
     let names = wanted(&list).chain(more.iter().map(String::as_str));
+    insert(found(names));
+}
+
+/// Loads modules, in order.
+pub fn insert(modules: impl IntoIterator<Item = Module>) {
+    modules.into_iter().for_each(Module::insert);
+}
+
+/// The modules that are to be loaded later, opened: the initramfs is emptied before that.
+pub fn later() -> Vec<Module> {
+    let list = fs::read_to_string(LATER).unwrap_or_default();
+    found(wanted(&list)).collect()
+}
+
+/// Loads modules in a process of its own that takes only what CPU time others leave; like any child it is reaped. If
+/// there can be no process, they are loaded here.
+pub fn insert_beside(modules: Vec<Module>) {
+    if modules.is_empty() {
+        return;
+    }
+    // SAFETY: the agent has one thread, so the child may do what it likes.
+    match unsafe { fork() } {
+        Ok(ForkResult::Parent { .. }) => {}
+        Ok(ForkResult::Child) => {
+            // SAFETY: a plain system call; 0 means the caller.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LEAST_PRIORITY) };
+            insert(modules);
+            // SAFETY: a forked child leaves without its parent's exit handlers.
+            unsafe { libc::_exit(0) };
+        }
+        Err(_) => insert(modules),
+    }
+}
+
+/// The highest nice value (setpriority(2)).
+const LEAST_PRIORITY: i32 = 19;
+
+/// A module's file, or why it could not be opened.
+#[derive(Debug)]
+pub struct Module {
+    name: String,
+    file: Result<File, Errno>,
+}
+
+impl Module {
+    /// What cannot be loaded is reported and left out: a kernel may have it built in.
+    fn insert(self) {
+        let inserted = self
+            .file
+            .and_then(|file| finit_module(file, c"", ModuleInitFlags::empty()));
+        match inserted {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => log::info(format!(
+                "module {} is left out: {}",
+                self.name,
+                error.desc()
+            )),
+        }
+    }
+}
+
+/// Opens modules by path or name, when it is their turn.
+fn found<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = Module> {
     let mut index = None;
-    for name in names {
+    names.map(move |name| {
         let direct = [Path::new(DIRECTORY).join(name), Path::new("/").join(name)];
         let path = direct.into_iter().find(|path| path.is_file()).or_else(|| {
             let index = index.get_or_insert_with(|| index_below(Path::new(DIRECTORY)));
             index.get(&plain_name(name)).cloned()
         });
-        match path.ok_or(Errno::ENOENT).and_then(|path| insert(&path)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(error) => log::info(format!("module {name} is left out: {}", error.desc())),
+        let open = |path: PathBuf| {
+            File::open(path)
+                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+        };
+        Module {
+            name: name.to_owned(),
+            file: path.ok_or(Errno::ENOENT).and_then(open),
         }
-    }
-}
-
-fn insert(path: &Path) -> Result<(), Errno> {
-    let file = File::open(path)
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    finit_module(file, c"", ModuleInitFlags::empty())
+    })
 }
 
 fn wanted(list: &str) -> impl Iterator<Item = &str> {

@@ -181,6 +181,7 @@ impl EmulatedHost {
                 .iter()
                 .map(|&name| name.to_owned())
                 .collect(),
+            later: Vec::new(),
             busybox: false,
         };
         let initramfs = images.ensure_initramfs(&spec, progress)?;

@@ -167,16 +167,17 @@ pub fn initramfs(
     choice: &KernelChoice,
     progress: &dyn Progress,
 ) -> Result<(Kernel, fief_images::Initramfs)> {
-    let (kind, list) = match choice {
-        KernelChoice::Named(name) => (name.parse()?, modules::TENANT),
+    let (kind, first, later) = match choice {
+        KernelChoice::Named(name) => (name.parse()?, modules::TENANT, modules::TENANT_LATER),
         // A kernel from elsewhere has what it needs built in; of the one named here, nothing is taken.
-        KernelChoice::Path(_) => (KernelKind::Debian, &[][..]),
+        KernelChoice::Path(_) => (KernelKind::Debian, &[][..], &[][..]),
     };
     let kernel = kernel(images, kind, progress)?;
     let spec = InitramfsSpec {
         kernel: kernel.clone(),
         agent: context.agent().to_owned(),
-        modules: list.iter().map(|&name| name.to_owned()).collect(),
+        modules: first.iter().map(|&name| name.to_owned()).collect(),
+        later: later.iter().map(|&name| name.to_owned()).collect(),
         busybox: false,
     };
     let initramfs = images.ensure_initramfs(&spec, progress)?;
