@@ -1,7 +1,7 @@
 //! Tenants start, stop, restart, are removed, and keep their data.
 
 use fief_tests::waiting::until;
-use fief_tests::{Said, in_host, run, run_with};
+use fief_tests::{Said, in_host, run};
 
 use super::Tenant;
 
