@@ -511,3 +511,18 @@ fn the_state_directory_may_be_relative_and_must_be_usable() {
         "{said}"
     );
 }
+
+#[test]
+fn an_emulated_host_that_never_was_is_not_made_to_say_that_there_are_no_tenants() {
+    let rig = Rig::new();
+    let listed = rig.succeeds("--host emulated ps -a --json");
+    assert_eq!(
+        serde_json::from_str::<Value>(&listed).unwrap(),
+        Value::Array(Vec::new())
+    );
+    let output = rig.run("--host emulated exec nobody -- true");
+    assert_eq!(output.status.code(), Some(125));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("nobody"), "{text}");
+    assert!(!rig.path("state/host/disk.ext4").exists());
+}

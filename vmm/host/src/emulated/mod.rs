@@ -114,6 +114,11 @@ impl EmulatedHost {
         }
     }
 
+    /// Whether it was ever started: only then can there be tenants in it.
+    pub fn exists(&self) -> bool {
+        self.directory.disk().exists()
+    }
+
     /// Whether it runs, and how.
     pub fn status(&self) -> Status {
         let running = self.directory.kept();

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use fief_host::HostChoice;
+use fief_host::{EmulatedHost, HostChoice};
 
 pub use context::Context;
 pub use error::{Error, OWN_FAILURE, Result, remote};
@@ -164,6 +164,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let context = Context::new(cli.host, cli.state_dir)?;
     if let Some(carried) = carried(&command)
         && context.is_emulated()
+        && (makes_tenants(&command) || EmulatedHost::open(context.state()).exists())
     {
         return carry::carry(&context, &carried);
     }
@@ -190,6 +191,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Whether a command can be the first there is. Others find no tenants here if the emulated host was never started, and
+/// need not make it to say so.
+fn makes_tenants(command: &Command) -> bool {
+    matches!(command, Command::Run(_) | Command::Create(_))
 }
 
 /// What a command that runs where the tenants are needs there; none for a command of this side.
