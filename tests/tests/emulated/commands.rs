@@ -71,7 +71,15 @@ fn a_thousand_short_commands_leave_nothing_behind() {
                  grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l; ls /proc/1/fd | wc -l";
     let before = tenant.sh(count).ok();
     // From inside the emulated host: a thousand of the outer fief would only measure process starts.
-    fief_tests::in_host("set -e; i=0; while [ $i -lt 1000 ]; do test \"$(fief exec thousand -- echo $i)\" = $i; i=$((i+1)); done").ok();
+    fief_tests::in_host(
+        "for i in $(seq 1000); do
+             test \"$(fief exec thousand -- echo $i)\" = $i && continue
+             echo \"command $i failed\"; fief inspect thousand
+             fief logs --tail 20 thousand; fief logs --monitor --tail 20 thousand
+             exit 1
+         done",
+    )
+    .ok();
     assert_eq!(tenant.sh(count).ok(), before);
 }
 
