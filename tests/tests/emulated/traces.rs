@@ -5,10 +5,12 @@ use fief_tests::{in_host, run, state_directory};
 /// Everything that bears a name beginning with `name`, and everything that bears none: the same before and after a
 /// command that fails. What other tests do at the same time bears other names.
 pub fn traces(name: &str) -> Vec<String> {
+    // The first command of all makes the state directory.
+    run("ps").ok();
     // In brackets, so that grep's own argument is none that it looks for.
     let (first, rest) = name.split_at(1);
     let script = format!(
-        "cd /var/lib/fief && ls -A . .. | grep -v '^inbox$'
+        "cd /var/lib/fief && ls -A | grep -v '^inbox$'
          ls -d tenants/{name}* tenants/.gone-{name}* 2>/dev/null
          grep -l '\"hostname\": *\"{name}' tenants/.new-*/spec.json 2>/dev/null
          ls -A images/tmp
@@ -16,7 +18,14 @@ pub fn traces(name: &str) -> Vec<String> {
          true"
     );
     let mut all: Vec<String> = in_host(&script).ok().lines().map(str::to_owned).collect();
-    all.push(run("images --json").ok());
+    let images: serde_json::Value = serde_json::from_str(&run("images --json").ok()).unwrap();
+    // An initramfs is made whenever a kernel is first used with an agent, and kept.
+    let images = images.as_array().unwrap().iter();
+    all.extend(
+        images
+            .filter(|image| image["kind"] != "initramfs")
+            .map(|image| image.to_string()),
+    );
     for entry in std::fs::read_dir(state_directory().join("images/tmp")).unwrap() {
         all.push(entry.unwrap().path().display().to_string());
     }

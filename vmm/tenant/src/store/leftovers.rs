@@ -67,14 +67,26 @@ impl Store {
                 let _ = self.remove_half_made(&entry.path());
             } else if let Ok(name) = name.parse() {
                 let tenant = Tenant::new(name, entry.path());
-                if needs_look(&tenant)
-                    && let Ok(Some(locked)) = tenant.try_lock()
-                {
-                    let _ = self.clean_or_remove(locked);
+                if needs_look(&tenant) {
+                    self.look_at(&tenant);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Cleans up after a shim that was killed, or waits for the other command that is just doing so: until then the
+    /// tenant would seem to run.
+    fn look_at(&self, tenant: &Tenant) {
+        match tenant.try_lock() {
+            Ok(Some(locked)) => {
+                let _ = self.clean_or_remove(locked);
+            }
+            Ok(None) if its_shim_is_gone(tenant) => {
+                let _ = self.wait_idle(tenant, PATIENCE);
+            }
+            _ => {}
+        }
     }
 
     fn remove_half_made(&self, path: &Path) -> Result<(), FileError> {
@@ -127,6 +139,10 @@ fn needs_look(tenant: &Tenant) -> bool {
         || tenant.run_directory().exists()
         || tenant.monitor_lock().exists()
         || tenant.spec().is_ok_and(|spec| spec.remove)
+}
+
+fn its_shim_is_gone(tenant: &Tenant) -> bool {
+    matches!(tenant.state(), Ok(Some(state)) if Process::open(state.shim_pid).is_none())
 }
 
 /// Ends a monitor whose shim was killed. (The kernel was asked to do so too, but does it in its own time.)
