@@ -17,9 +17,9 @@ pub fn count() -> u32 {
     unsafe { interrupt_count.load(Ordering::SeqCst) }
 }
 
-/// Waits until more than `before` interrupts came; false after a long time without.
+/// Waits until more than `before` interrupts came; false after some milliseconds without.
 pub fn arrived(before: u32) -> bool {
-    (0..2_000_000_000_u64).any(|_| {
+    (0..1_000_000_u64).any(|_| {
         core::hint::spin_loop();
         count() > before
     })
