@@ -43,4 +43,6 @@ fn a_tenant_stays_on_the_image_that_it_was_made_from_when_that_is_made_anew() {
     assert_eq!(tenant.sh("cat /version").ok(), "one");
     let newer = run(&format!("run --rm --name newer {image} -- cat /version"));
     assert_eq!(newer.ok(), "two");
+    // The rig keeps its images between runs, and this one's name is another each time.
+    run(&format!("images rm {name}")).ok();
 }
