@@ -33,6 +33,15 @@ struct Run {
 }
 
 impl Run {
+    /// The machine was not started, for a reason told in one line that names `word`.
+    #[track_caller]
+    fn refused(&self, word: &str) {
+        let errors = &self.errors;
+        assert_eq!(self.status.code(), Some(152), "{errors}");
+        assert_eq!(errors.trim().lines().count(), 1, "{errors}");
+        assert!(errors.contains(word), "{errors}");
+    }
+
     /// Every check named in `words` passed and none failed.
     #[track_caller]
     fn passed(&self, words: &str) {
@@ -356,18 +365,7 @@ fn a_guest_runs_on_huge_pages_if_the_host_has_them_and_is_refused_before_it_runs
     rig.huge_pages = "2M";
     rig.memory_mib = pool("free_hugepages") * 2 + 64;
     let refused = rig.run("entry", "Sync");
-    assert_eq!(refused.status.code(), Some(152), "{}", refused.errors);
-    assert_eq!(
-        refused.errors.trim().lines().count(),
-        1,
-        "{}",
-        refused.errors
-    );
-    assert!(
-        refused.errors.contains("vm.nr_hugepages"),
-        "{}",
-        refused.errors
-    );
+    refused.refused("vm.nr_hugepages");
     assert_eq!(refused.console, "");
     // Only root may ask the host for pages: where the rig runs as another user, the refusal is all there is to see.
     if !nix::unistd::geteuid().is_root() {
@@ -421,18 +419,7 @@ fn unknown_fields_are_refused_by_the_api_and_in_a_configuration_file() {
     let config = config.replacen('{', r#"{"no-such-section": {}, "#, 1);
     fs::write(rig.path("config.json"), config).unwrap();
     let refused = rig.finish(rig.spawn(), String::new());
-    assert_eq!(refused.status.code(), Some(152), "{}", refused.errors);
-    assert_eq!(
-        refused.errors.trim().lines().count(),
-        1,
-        "{}",
-        refused.errors
-    );
-    assert!(
-        refused.errors.contains("no-such-section"),
-        "{}",
-        refused.errors
-    );
+    refused.refused("no-such-section");
 }
 
 /// Ends a monitor that would serve for ever.
