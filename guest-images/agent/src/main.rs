@@ -7,6 +7,7 @@
 
 mod account;
 mod boot;
+mod grow;
 mod log;
 mod serve;
 mod settings;
@@ -34,6 +35,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
     match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
         [boot::BESIDE_NAME, ..] => serve_beside(),
         [_, b"--listen-unix", path] => serve_program(Path::new(std::ffi::OsStr::from_bytes(path))),
+        [_, b"--grow", id] => ended(grow::running(&String::from_utf8_lossy(id))),
         [_, b"--version"] => {
             println!("fief-agent {}", env!("CARGO_PKG_VERSION"));
             0
@@ -41,6 +43,17 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         _ => {
             eprintln!("usage: fief-agent --listen-unix PATH   (or PID 1 of an initramfs)");
             2
+        }
+    }
+}
+
+/// The exit code of a program whose failure is told on stderr.
+fn ended(result: Result<(), String>) -> libc::c_int {
+    match result {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("{why}");
+            1
         }
     }
 }
