@@ -93,7 +93,11 @@ impl Entry {
             (Status::Running, Some(started), _) => {
                 let times = self.restarts.filter(|times| *times > 0);
                 let times = times.map(|times| format!(" (restarted {times} times)"));
-                format!("running for {}{}", since(started), times.unwrap_or_default())
+                format!(
+                    "running for {}{}",
+                    since(started),
+                    times.unwrap_or_default()
+                )
             }
             (Status::Stopped, _, Some(exit)) => {
                 format!("{}, {} ago", exit.reason.words(), since(exit.time))
@@ -101,7 +105,11 @@ impl Entry {
             (Status::Running, ..) => "running".to_owned(),
             (Status::Starting, ..) => "starting".to_owned(),
             (Status::Restarting, _, Some(exit)) => {
-                format!("restarting ({}, {} ago)", exit.reason.words(), since(exit.time))
+                format!(
+                    "restarting ({}, {} ago)",
+                    exit.reason.words(),
+                    since(exit.time)
+                )
             }
             (Status::Restarting, ..) => "restarting".to_owned(),
             (Status::Created, ..) => "created".to_owned(),
@@ -189,13 +197,19 @@ mod tests {
             restarts: Some(3),
             ..entry()
         };
-        assert_eq!(again.row(1000)[2], "running for 1 minute (restarted 3 times)");
+        assert_eq!(
+            again.row(1000)[2],
+            "running for 1 minute (restarted 3 times)"
+        );
         let pausing = Entry {
             status: Status::Restarting,
             ..again
         };
         assert!(pausing.runs());
-        assert_eq!(pausing.row(1000)[2], "restarting (kernel panic, 1 minute ago)");
+        assert_eq!(
+            pausing.row(1000)[2],
+            "restarting (kernel panic, 1 minute ago)"
+        );
     }
 
     #[test]

@@ -161,11 +161,15 @@ pub enum SpecError {
         "--rm and --restart {0} contradict each other: a tenant is removed when it ends or started again; leave one out"
     )]
     RemovedAndRestarted(RestartPolicy),
-    #[error("--rm and --autostart contradict each other: a tenant that is removed cannot be started; leave one out")]
+    #[error(
+        "--rm and --autostart contradict each other: a tenant that is removed cannot be started; leave one out"
+    )]
     RemovedAndAutostarted,
     #[error("'{0}' cannot be a variable's name; use no '=' and no NUL character in it")]
     Variable(String),
-    #[error("the variables take {0} bytes, more than the {MAX_ENV} that a command can be given; pass some in a file")]
+    #[error(
+        "the variables take {0} bytes, more than the {MAX_ENV} that a command can be given; pass some in a file"
+    )]
     MuchEnv(usize),
     #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
     LittleLog(Bytes),
@@ -226,7 +230,10 @@ impl Spec {
                 return Err(SpecError::Variable(name.clone()));
             }
         }
-        let size = self.env.iter().map(|(name, value)| name.len() + value.len() + 2);
+        let size = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 2);
         match size.sum() {
             ..=MAX_ENV => Ok(()),
             size => Err(SpecError::MuchEnv(size)),

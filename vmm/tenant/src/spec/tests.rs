@@ -197,7 +197,10 @@ fn a_tenant_is_removed_at_its_end_or_kept_running_but_not_both() {
         ..removed.clone()
     };
     let error = restarted.check(TOTAL).unwrap_err().to_string();
-    assert!(error.contains("--rm") && error.contains("always"), "{error}");
+    assert!(
+        error.contains("--rm") && error.contains("always"),
+        "{error}"
+    );
     let autostarted = Spec {
         autostart: true,
         ..removed
