@@ -66,6 +66,10 @@ fn start_system() -> ! {
     }
     boot::load_modules(&settings.modules);
     let mut later = boot::later_modules();
+    if settings.network.is_some() {
+        // A command may use the network from its first moment.
+        boot::insert_modules(boot::take_network_driver(&mut later));
+    }
     let (root, mut problem) = match Root::set_up(&settings) {
         Ok(root) => (root, None),
         Err(error) => {
