@@ -1,0 +1,3 @@
+mod rig;
+mod rx;
+mod tx;
