@@ -219,6 +219,20 @@ impl Rig {
         panic!("{:?}", self.net.metrics());
     }
 
+    /// Waits until the worker has been woken after it was `before` times.
+    pub fn wait_for_turn(&self, before: u64) {
+        while self.turns() == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Takes what waits at the device's end, while it is not served.
+    pub fn drain_device(&self) {
+        let mut byte = 0_u8;
+        // SAFETY: `byte` has room for the byte that is read.
+        while unsafe { libc::read(self.net.tap.as_raw_fd(), (&raw mut byte).cast(), 1) } >= 0 {}
+    }
+
     pub fn turns(&self) -> u64 {
         self.net.counters.turns.load(Ordering::SeqCst)
     }
