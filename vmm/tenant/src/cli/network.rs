@@ -20,13 +20,9 @@ pub struct NetArgs {
 }
 
 impl NetArgs {
-    /// The spec with this network.
-    pub fn of(&self, spec: Spec) -> Spec {
-        Spec {
-            net: self.net,
-            publish: self.publish.clone(),
-            dns: self.dns.clone(),
-            ..spec
-        }
+    pub fn apply(&self, spec: &mut Spec) {
+        spec.net = self.net;
+        spec.publish.clone_from(&self.publish);
+        spec.dns.clone_from(&self.dns);
     }
 }
