@@ -51,7 +51,11 @@ fn blocks_to_have(superblock: &[u8; 1024], bytes: u64) -> Option<u64> {
     }
     // s_log_block_size, s_blocks_count_lo and, with the feature 64BIT (0x80 of s_feature_incompat), _hi.
     let block_size = 1024_u64.checked_shl(u32::try_from(word(0x18)?).ok()?)?;
-    let high = if word(0x60)? & 0x80 == 0 { 0 } else { word(0x150)? };
+    let high = if word(0x60)? & 0x80 == 0 {
+        0
+    } else {
+        word(0x150)?
+    };
     let now = word(0x4)? | high << 32;
     let wanted = bytes / block_size;
     (wanted > now).then_some(wanted)
@@ -89,7 +93,8 @@ mod tests {
 
     fn superblock(blocks: u64, log_block_size: u32, is_64_bit: bool) -> [u8; 1024] {
         let mut block = [0; 1024];
-        let mut put = |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: usize, value: u32| block[at..at + 4].copy_from_slice(&value.to_le_bytes());
         put(0x4, (blocks & 0xffff_ffff) as u32);
         put(0x18, log_block_size);
         put(0x38, u32::from(MAGIC));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use fief::backend::BootFiles;
 use fief::shim::{Attached, Order, StartError, older, start};
 use fief::spec::{
-    Init, Isolation, KernelChoice, KernelFormat, Limits, LogBounds, RestartPolicy, Spec, TenantName,
-    VERSION,
+    Init, Isolation, KernelChoice, KernelFormat, Limits, LogBounds, RestartPolicy, Spec,
+    TenantName, VERSION,
 };
 use fief::store::{
     Exit, Locked, Phase, Reason, State, Status, StoppedBy, Store, StoreError, Tenant,
@@ -72,6 +72,9 @@ impl Rig {
             hostname: "a".to_owned(),
             user: None,
             remove,
+            net: fief::spec::Net::None,
+            publish: vec![],
+            dns: vec![],
             env: Vec::new(),
             restart: RestartPolicy::No,
             autostart: false,

@@ -79,7 +79,11 @@ impl Group {
                 missing.push(format!("{}: {error}", controller.name()));
             }
         }
-        for part in self.0.iter().filter(|part| part.hierarchy.controllers.is_empty()) {
+        for part in self
+            .0
+            .iter()
+            .filter(|part| part.hierarchy.controllers.is_empty())
+        {
             // The accounting of version 1. Without it, /proc is asked.
             let _ = fs::create_dir_all(&part.path);
         }
@@ -177,7 +181,9 @@ impl Origin {
     /// Moves this process back, or, if that group is gone, to the root: a group with a process in it cannot be removed.
     pub fn go_back(self) {
         for path in self.0 {
-            let mut groups = path.ancestors().take_while(|path| path.join("cgroup.procs").exists());
+            let mut groups = path
+                .ancestors()
+                .take_while(|path| path.join("cgroup.procs").exists());
             let _ = groups.any(|path| move_here(path).is_ok());
         }
     }

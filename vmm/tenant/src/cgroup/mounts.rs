@@ -125,7 +125,10 @@ fn v2(mount: PathBuf, available: &dyn Fn(&Path) -> String) -> Hierarchy {
     let text = available(&mount);
     let controllers: Vec<_> = CONTROLLERS
         .into_iter()
-        .filter(|controller| text.split_whitespace().any(|word| word == controller.name()))
+        .filter(|controller| {
+            text.split_whitespace()
+                .any(|word| word == controller.name())
+        })
         .collect();
     Hierarchy {
         version: Version::V2,
@@ -138,7 +141,12 @@ fn v2(mount: PathBuf, available: &dyn Fn(&Path) -> String) -> Hierarchy {
 /// Spaces, tabs, line ends and backslashes are octal there.
 fn unescape(text: &str) -> PathBuf {
     let mut plain = text.to_owned();
-    for (octal, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+    for (octal, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
         plain = plain.replace(octal, character);
     }
     PathBuf::from(plain)
@@ -151,7 +159,13 @@ mod tests {
     fn controllers(hierarchies: &[Hierarchy]) -> Vec<(Version, &str, &[Controller])> {
         hierarchies
             .iter()
-            .map(|one| (one.version, one.mount.to_str().unwrap(), &one.controllers[..]))
+            .map(|one| {
+                (
+                    one.version,
+                    one.mount.to_str().unwrap(),
+                    &one.controllers[..],
+                )
+            })
             .collect()
     }
 
@@ -184,7 +198,11 @@ mod tests {
             [
                 (Version::V1, "/sys/fs/cgroup/cpu", &[Controller::Cpu][..]),
                 (Version::V1, "/sys/fs/cgroup/cpuacct", &[]),
-                (Version::V1, "/sys/fs/cgroup/my memory", &[Controller::Memory]),
+                (
+                    Version::V1,
+                    "/sys/fs/cgroup/my memory",
+                    &[Controller::Memory]
+                ),
                 (Version::V1, "/sys/fs/cgroup/blkio", &[Controller::Io]),
             ]
         );
@@ -197,6 +215,9 @@ mod tests {
             2 1 0:1 / /b rw - cgroup cgroup rw,cpu,cpuacct\n\
             nothing\n";
         let found = parse(text, &|_| String::new());
-        assert_eq!(controllers(&found), [(Version::V1, "/a", &[Controller::Cpu][..])]);
+        assert_eq!(
+            controllers(&found),
+            [(Version::V1, "/a", &[Controller::Cpu][..])]
+        );
     }
 }

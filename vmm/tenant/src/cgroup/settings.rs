@@ -60,7 +60,10 @@ impl Settings {
                 vec![always(&["memory.max"], self.memory.0.to_string())]
             }
             (Controller::Memory, Version::V1) => {
-                vec![always(&["memory.limit_in_bytes"], self.memory.0.to_string())]
+                vec![always(
+                    &["memory.limit_in_bytes"],
+                    self.memory.0.to_string(),
+                )]
             }
             (Controller::Io, _) => vec![self.weight(controller, version)],
             (Controller::Pids, _) => vec![always(&["pids.max"], MAX_THREADS.to_string())],
@@ -156,6 +159,10 @@ mod tests {
         assert_eq!(share(Controller::Io, Version::V1), "1000");
         assert_eq!(share(Controller::Io, Version::V2), "default 10000");
         assert!(settings.weight(Controller::Io, Version::V2).asked);
-        assert!(!Settings::of(&spec()).weight(Controller::Io, Version::V2).asked);
+        assert!(
+            !Settings::of(&spec())
+                .weight(Controller::Io, Version::V2)
+                .asked
+        );
     }
 }

@@ -28,10 +28,7 @@ fn version_2_gets_its_controllers_down_to_the_group_and_its_limits() {
     for name in ["cpu.max", "cpu.weight", "memory.max", "pids.max"] {
         file(&mine.join(name));
     }
-    let group = Group::within(
-        vec![played(root, Version::V2, &CONTROLLERS)],
-        "a-1",
-    );
+    let group = Group::within(vec![played(root, Version::V2, &CONTROLLERS)], "a-1");
     let wanted = Spec { cpus: 2, ..spec() };
     // The io controller's weight is not there, and nobody asked for it.
     assert_eq!(group.make(&Settings::of(&wanted)), Vec::<String>::new());
@@ -44,12 +41,18 @@ fn version_2_gets_its_controllers_down_to_the_group_and_its_limits() {
     let mut asked = wanted;
     asked.limits.io_weight = Some(7);
     let missing = group.set_weights(&Settings::of(&asked));
-    assert!(missing.len() == 1 && missing[0].starts_with("io: "), "{missing:?}");
+    assert!(
+        missing.len() == 1 && missing[0].starts_with("io: "),
+        "{missing:?}"
+    );
     asked.limits = crate::spec::Limits {
         cpu_weight: Some(300),
         ..Default::default()
     };
-    assert_eq!(group.set_weights(&Settings::of(&asked)), Vec::<String>::new());
+    assert_eq!(
+        group.set_weights(&Settings::of(&asked)),
+        Vec::<String>::new()
+    );
     assert_eq!(read(mine.join("cpu.weight")), "300");
 }
 
@@ -85,10 +88,16 @@ fn the_group_of_a_process_is_found_in_its_hierarchy() {
     let at = |version, controllers: &[Controller]| {
         played(Path::new("/m"), version, controllers).current(text)
     };
-    assert_eq!(at(Version::V1, &[Controller::Memory]), Path::new("/m/of/mine"));
+    assert_eq!(
+        at(Version::V1, &[Controller::Memory]),
+        Path::new("/m/of/mine")
+    );
     assert_eq!(at(Version::V1, &[Controller::Cpu]), Path::new("/m/x"));
     assert_eq!(at(Version::V1, &[Controller::Io]), Path::new("/m"));
-    assert_eq!(at(Version::V2, &[Controller::Io]), Path::new("/m/unified/one"));
+    assert_eq!(
+        at(Version::V2, &[Controller::Io]),
+        Path::new("/m/unified/one")
+    );
 }
 
 #[test]
@@ -112,7 +121,12 @@ fn numbers_are_read_from_the_files_of_both_versions() {
     );
     let usage = group.usage();
     assert_eq!(
-        (usage.cpu_ns, usage.memory, usage.memory_limit, usage.threads),
+        (
+            usage.cpu_ns,
+            usage.memory,
+            usage.memory_limit,
+            usage.threads
+        ),
         (Some(1_500_000), Some(600), None, Some(9))
     );
     assert_eq!(group.out_of_memory(), 1);

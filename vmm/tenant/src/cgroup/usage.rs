@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::mounts::{Controller, Version};
 use super::Group;
+use super::mounts::{Controller, Version};
 
 /// What is counted in a group; none where it is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -110,7 +110,10 @@ mod tests {
 
     #[test]
     fn a_rate_of_0_takes_the_limit_away_and_no_autostart_the_mark() {
-        let before = applied("--autostart --disk-rate 1M --disk-ops 7 --net-rate 1M", spec());
+        let before = applied(
+            "--autostart --disk-rate 1M --disk-ops 7 --net-rate 1M",
+            spec(),
+        );
         let after = applied(
             "--no-autostart --disk-rate 0 --disk-ops 0 --net-rate 0",
             before,

@@ -1,10 +1,12 @@
 //! `fief ps`.
 
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::{Context, Result};
+use crate::network::Record;
 use crate::spec::{Bytes, Spec};
 use crate::store::{Exit, Status, Store, Tenant, now};
 use crate::table::{ago, table};
@@ -34,6 +36,8 @@ pub struct Entry {
     pub memory_bytes: Option<u64>,
     /// What its disk takes.
     pub disk_used_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// Seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<u64>,
@@ -53,6 +57,7 @@ impl Entry {
     pub fn of(tenant: &Tenant) -> Self {
         let (status, state) = tenant.status();
         let spec: Option<Spec> = tenant.spec().ok();
+        let network = Record::read(tenant.directory()).ok().flatten();
         let status = if spec.is_none() {
             Status::Damaged
         } else {
@@ -66,6 +71,7 @@ impl Entry {
             cpus: spec.as_ref().map(|spec| spec.cpus),
             memory_bytes: spec.as_ref().map(|spec| spec.memory.0),
             disk_used_bytes: fief_images::disk::used(&tenant.disk()).unwrap_or(0),
+            address: network.map(|network| network.address),
             started: state.as_ref().map(|state| state.started),
             shim_pid: state.as_ref().map(|state| state.shim_pid),
             monitor_pid: state
@@ -93,7 +99,11 @@ impl Entry {
             (Status::Running, Some(started), _) => {
                 let times = self.restarts.filter(|times| *times > 0);
                 let times = times.map(|times| format!(" (restarted {times} times)"));
-                format!("running for {}{}", since(started), times.unwrap_or_default())
+                format!(
+                    "running for {}{}",
+                    since(started),
+                    times.unwrap_or_default()
+                )
             }
             (Status::Stopped, _, Some(exit)) => {
                 format!("{}, {} ago", exit.reason.words(), since(exit.time))
@@ -101,7 +111,11 @@ impl Entry {
             (Status::Running, ..) => "running".to_owned(),
             (Status::Starting, ..) => "starting".to_owned(),
             (Status::Restarting, _, Some(exit)) => {
-                format!("restarting ({}, {} ago)", exit.reason.words(), since(exit.time))
+                format!(
+                    "restarting ({}, {} ago)",
+                    exit.reason.words(),
+                    since(exit.time)
+                )
             }
             (Status::Restarting, ..) => "restarting".to_owned(),
             (Status::Created, ..) => "created".to_owned(),
@@ -117,6 +131,9 @@ impl Entry {
                 .map(|bytes| Bytes(bytes).to_string())
                 .unwrap_or_default(),
             Bytes(self.disk_used_bytes).to_string(),
+            self.address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         ]
     }
 }
@@ -129,7 +146,9 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     } else {
         let now = now();
         table(
-            &["NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "DISK"],
+            &[
+                "NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "DISK", "ADDRESS",
+            ],
             entries.iter().map(|entry| entry.row(now)),
         )
     };
@@ -160,6 +179,7 @@ mod tests {
             cpus: Some(2),
             memory_bytes: Some(512 << 20),
             disk_used_bytes: 0,
+            address: None,
             started: None,
             shim_pid: None,
             monitor_pid: None,
@@ -189,13 +209,19 @@ mod tests {
             restarts: Some(3),
             ..entry()
         };
-        assert_eq!(again.row(1000)[2], "running for 1 minute (restarted 3 times)");
+        assert_eq!(
+            again.row(1000)[2],
+            "running for 1 minute (restarted 3 times)"
+        );
         let pausing = Entry {
             status: Status::Restarting,
             ..again
         };
         assert!(pausing.runs());
-        assert_eq!(pausing.row(1000)[2], "restarting (kernel panic, 1 minute ago)");
+        assert_eq!(
+            pausing.row(1000)[2],
+            "restarting (kernel panic, 1 minute ago)"
+        );
     }
 
     #[test]

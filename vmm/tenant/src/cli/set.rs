@@ -216,7 +216,13 @@ mod tests {
     #[test]
     fn only_what_is_said_changes() {
         assert!(args("").says_nothing());
-        for line in ["--cpus 2", "--memory 1G", "--disk 20G", "-e A=b", "--no-autostart"] {
+        for line in [
+            "--cpus 2",
+            "--memory 1G",
+            "--disk 20G",
+            "-e A=b",
+            "--no-autostart",
+        ] {
             assert!(!args(line).says_nothing(), "{line}");
         }
         let mut changed = spec();

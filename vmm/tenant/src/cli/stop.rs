@@ -137,12 +137,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// See [`force`].
-pub fn shut_down(
-    store: &Store,
-    tenant: &Tenant,
-    state: &State,
-    patience: Duration,
-) -> Result<How> {
+pub fn shut_down(store: &Store, tenant: &Tenant, state: &State, patience: Duration) -> Result<How> {
     if state.phase == Phase::Restarting {
         // Nothing runs: its shim is told not to start it again.
         force(store, tenant, state)?;

@@ -279,9 +279,8 @@ impl Output {
                 .map_err(|errno| failed("cannot set up the tenant's output")(errno.into()))?;
         }
         let log = failed("cannot open the tenant's logs");
-        let logs = BoundedLog::open(&tenant.console(), spec.log).and_then(|console| {
-            Ok((console, BoundedLog::open(&tenant.monitor_log(), MESSAGES)?))
-        });
+        let logs = BoundedLog::open(&tenant.console(), spec.log)
+            .and_then(|console| Ok((console, BoundedLog::open(&tenant.monitor_log(), MESSAGES)?)));
         let (console_log, messages_log) = logs.map_err(log)?;
         Ok(Self {
             child,

@@ -97,7 +97,10 @@ mod tests {
                 ..Limits::default()
             };
             let error = limits.check().unwrap_err().to_string();
-            assert!(error.contains("--io-weight") && error.contains("10000"), "{error}");
+            assert!(
+                error.contains("--io-weight") && error.contains("10000"),
+                "{error}"
+            );
         }
         let least = Limits {
             cpu_weight: Some(1),

@@ -29,7 +29,9 @@ impl RestartPolicy {
     pub fn again(self, code: i32, restarts: u64) -> bool {
         match self {
             Self::No => false,
-            Self::OnFailure(most) => code != 0 && most.is_none_or(|most| restarts < u64::from(most)),
+            Self::OnFailure(most) => {
+                code != 0 && most.is_none_or(|most| restarts < u64::from(most))
+            }
             Self::Always | Self::UnlessStopped => true,
         }
     }
@@ -85,10 +87,23 @@ mod tests {
 
     #[test]
     fn policies_are_dockers_words_and_come_back_as_they_were() {
-        for text in ["no", "on-failure", "on-failure:3", "always", "unless-stopped"] {
+        for text in [
+            "no",
+            "on-failure",
+            "on-failure:3",
+            "always",
+            "unless-stopped",
+        ] {
             assert_eq!(text.parse::<RestartPolicy>().unwrap().to_string(), text);
         }
-        for bad in ["", "yes", "on-failure:", "on-failure:-1", "on-failure:x", "No"] {
+        for bad in [
+            "",
+            "yes",
+            "on-failure:",
+            "on-failure:-1",
+            "on-failure:x",
+            "No",
+        ] {
             assert_eq!(
                 bad.parse::<RestartPolicy>(),
                 Err(PolicyError(bad.to_owned()))
