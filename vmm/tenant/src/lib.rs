@@ -10,6 +10,7 @@ pub mod cli;
 mod failure;
 mod process;
 mod progress;
+mod provide;
 pub mod shim;
 pub mod spec;
 pub mod store;

@@ -65,6 +65,7 @@ impl Rig {
             init: Init::Agent,
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),
+            ssh_keys: Vec::new(),
             user: None,
             remove,
         };

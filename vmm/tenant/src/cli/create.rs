@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use fief_images::Images;
 
 use super::prepare;
+use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
 use crate::progress::Shown;
@@ -51,6 +52,10 @@ pub struct TenantArgs {
     /// Host name inside [the tenant's name]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Let the holder of a key log in by ssh, as the account that is named as the tenant: a public key's file, or the key
+    /// itself; may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<String>,
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
@@ -77,6 +82,7 @@ impl TenantArgs {
         Needs {
             image: Some(self.image.clone()),
             kernel: Some(self.kernel.clone()),
+            ssh_keys: self.ssh_keys.clone(),
             ..Needs::default()
         }
     }
@@ -96,6 +102,7 @@ impl TenantArgs {
             init: self.init,
             isolation: Isolation::Vm,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
+            ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             user: self.user.clone(),
             remove,
         };

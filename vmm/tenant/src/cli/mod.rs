@@ -16,6 +16,7 @@ mod ps;
 mod rm;
 mod run;
 mod setup;
+pub mod ssh_key;
 mod start;
 mod stop;
 mod wait;

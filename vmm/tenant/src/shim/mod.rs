@@ -19,6 +19,7 @@ use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError};
 use crate::failure::chain;
 use crate::process::identify;
+use crate::provide;
 use crate::spec::{Isolation, Spec};
 use crate::store::{Exit, FileError, Held, Locked, Phase, Reason, State, StoreError, Tenant, now};
 
@@ -138,6 +139,7 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
     }
     // A starter that is gone already is noticed by the watch, if it matters.
     let _ = channel.send(&Report::Running);
+    provide::give_beside(&locked.tenant);
     let exit = watch::watch(
         locked,
         backend.as_ref(),
