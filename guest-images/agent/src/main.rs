@@ -7,6 +7,7 @@
 
 mod account;
 mod boot;
+mod grow;
 mod log;
 mod provide;
 mod serve;
@@ -38,6 +39,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         [_, b"--listen-unix", socket, b"--root", root] => {
             serve_program(path(socket), Some(path(root)))
         }
+        [_, b"--grow", id] => ended(grow::running(&String::from_utf8_lossy(id))),
         [_, b"--version"] => {
             println!("fief-agent {}", env!("CARGO_PKG_VERSION"));
             0
@@ -53,6 +55,17 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
 
 fn path(word: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(word))
+}
+
+/// The exit code of a program whose failure is told on stderr.
+fn ended(result: Result<(), String>) -> libc::c_int {
+    match result {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("{why}");
+            1
+        }
+    }
 }
 
 fn hello(init: InitMode, problem: Option<String>) -> AgentHello {

@@ -6,6 +6,7 @@
 mod agent;
 pub mod backend;
 mod carry;
+mod cgroup;
 pub mod cli;
 mod failure;
 mod process;

@@ -4,13 +4,16 @@ use std::process::ExitCode;
 
 use fief_images::Images;
 
+use super::environment::{self, Variable};
+use super::policy::PolicyArgs;
 use super::prepare;
 use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Spec, TenantName, VERSION,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds,
+    RestartPolicy, Spec, TenantName, VERSION,
 };
 use crate::store::{Locked, Store};
 use crate::terminal::output;
@@ -59,6 +62,8 @@ pub struct TenantArgs {
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 /// Flags of `fief create`.
@@ -68,11 +73,17 @@ pub struct Args {
     name: TenantName,
     #[command(flatten)]
     tenant: TenantArgs,
+    /// Set a variable for all of its commands; NAME alone passes this shell's value on
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    env: Vec<Variable>,
 }
 
 impl Args {
     pub fn needs(&self) -> Needs {
-        self.tenant.needs()
+        Needs {
+            env: environment::inherited(&self.env),
+            ..self.tenant.needs()
+        }
     }
 }
 
@@ -88,8 +99,8 @@ impl TenantArgs {
     }
 
     /// The spec, checked. Makes no image.
-    pub fn spec(&self, name: &TenantName, remove: bool) -> Result<Spec> {
-        let spec = Spec {
+    pub fn spec(&self, name: &TenantName, remove: bool, env: &[Variable]) -> Result<Spec> {
+        let mut spec = Spec {
             version: VERSION,
             image: self.image.clone(),
             artifact: None,
@@ -105,7 +116,13 @@ impl TenantArgs {
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             user: self.user.clone(),
             remove,
+            env: environment::over(&[], environment::resolve(env)),
+            restart: RestartPolicy::No,
+            autostart: false,
+            limits: Limits::default(),
+            log: LogBounds::default(),
         };
+        self.policy.apply(&mut spec);
         spec.check(prepare::total_memory()?)?;
         Ok(spec)
     }
@@ -141,7 +158,7 @@ pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let store = context.store()?;
     let name = choose_name(&store, Some(&args.name))?;
-    let mut spec = args.tenant.spec(&name, false)?;
+    let mut spec = args.tenant.spec(&name, false, &args.env)?;
     let images: Images = context.images()?;
     prepare::resolve(&images, &mut spec, &Shown::default())?;
     make(&store, &name, &spec)?;

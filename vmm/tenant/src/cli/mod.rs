@@ -11,10 +11,13 @@ mod host;
 mod images;
 mod inspect;
 mod logs;
+mod policy;
 pub mod prepare;
 mod ps;
+mod restart;
 mod rm;
 mod run;
+mod set;
 mod setup;
 pub mod ssh_key;
 mod start;
@@ -90,6 +93,10 @@ enum Command {
     Start(start::Args),
     /// Shut tenants down
     Stop(stop::StopArgs),
+    /// Shut tenants down and start them again
+    Restart(restart::Args),
+    /// Change what a tenant asks for: processors, memory, disk, variables, policy, limits
+    Set(set::Args),
     /// End tenants at once, without asking them
     Kill(stop::KillArgs),
     /// Wait until tenants have ended, and print their exit codes
@@ -177,6 +184,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Create(args) => create::run(&context, &args),
         Command::Start(args) => start::run(&context, &args),
         Command::Stop(args) => stop::stop(&context, &args),
+        Command::Restart(args) => restart::run(&context, &args),
+        Command::Set(args) => set::run(&context, &args),
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
@@ -208,9 +217,11 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         Command::Create(args) => Some(args.needs()),
         Command::Exec(args) => Some(args.needs()),
         Command::Shell(args) => Some(args.needs()),
+        Command::Set(args) => Some(args.needs()),
         Command::Ps(_)
         | Command::Start(_)
         | Command::Stop(_)
+        | Command::Restart(_)
         | Command::Kill(_)
         | Command::Wait(_)
         | Command::Rm(_)

@@ -1,6 +1,8 @@
 //! What a tenant asks for. Written once, at creation, and read at every start.
 
+mod limits;
 mod name;
+mod restart;
 mod size;
 
 use std::path::PathBuf;
@@ -9,7 +11,9 @@ use fief_agent_proto::{MAX_KEYS, is_public_key_line};
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
+pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
+pub use restart::{PolicyError, RestartPolicy};
 pub use size::{Bytes, SizeError};
 
 /// Version of the form on disk. A file of another version is refused, not guessed at.
@@ -22,6 +26,32 @@ pub const DEFAULT_MEMORY: &str = "512M";
 pub const DEFAULT_DISK: &str = "10G";
 /// Less memory than this boots no Linux of any kind.
 const MIN_MEMORY: Bytes = Bytes::from_mib(32);
+/// Size of one file of the console's log, of a tenant that says nothing.
+pub const DEFAULT_LOG_SIZE: &str = "1M";
+/// Files of the console's log, of a tenant that says nothing.
+pub const DEFAULT_LOG_FILES: u8 = 2;
+const MIN_LOG_SIZE: Bytes = Bytes(4 << 10);
+/// Most bytes of variables: they travel in one frame with the command (docs/agent-protocol.md).
+const MAX_ENV: usize = 16 << 10;
+
+/// How much of the console is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogBounds {
+    /// Largest size of one file.
+    pub size: Bytes,
+    /// How many files: the one that grows, and older ones.
+    pub files: u8,
+}
+
+impl Default for LogBounds {
+    fn default() -> Self {
+        Self {
+            size: Bytes::from_mib(1),
+            files: DEFAULT_LOG_FILES,
+        }
+    }
+}
 
 /// Who is process 1 in a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -99,6 +129,19 @@ pub struct Spec {
     /// Remove the tenant when it ends.
     #[serde(default)]
     pub remove: bool,
+    /// Variables of every command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(String, String)>,
+    /// Whether it is started again when it ends.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Started by `fief start --all`, as at the host's boot.
+    #[serde(default)]
+    pub autostart: bool,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub log: LogBounds,
 }
 
 /// Why a spec cannot be.
@@ -120,6 +163,26 @@ pub enum SpecError {
     Key(usize),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
+    #[error("{flag} {weight} is not possible; give 1 to 10000, where {DEFAULT_WEIGHT} is usual")]
+    Weight { flag: &'static str, weight: u16 },
+    #[error(
+        "--rm and --restart {0} contradict each other: a tenant is removed when it ends or started again; leave one out"
+    )]
+    RemovedAndRestarted(RestartPolicy),
+    #[error(
+        "--rm and --autostart contradict each other: a tenant that is removed cannot be started; leave one out"
+    )]
+    RemovedAndAutostarted,
+    #[error("'{0}' cannot be a variable's name; use no '=' and no NUL character in it")]
+    Variable(String),
+    #[error(
+        "the variables take {0} bytes, more than the {MAX_ENV} that a command can be given; pass some in a file"
+    )]
+    MuchEnv(usize),
+    #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
+    LittleLog(Bytes),
+    #[error("--log-files 0 is not possible; give 1 to 255")]
+    NoLog,
 }
 
 impl Spec {
@@ -145,9 +208,44 @@ impl Spec {
         }
         self.check_keys()?;
         // It travels on the kernel's command line.
-        match &self.user {
-            Some(user) if !is_word(user) => Err(SpecError::User(user.clone())),
-            _ => Ok(()),
+        if let Some(user) = self.user.as_ref().filter(|user| !is_word(user)) {
+            return Err(SpecError::User(user.clone()));
+        }
+        self.limits.check()?;
+        self.check_end()?;
+        self.check_env()?;
+        if self.log.files == 0 {
+            return Err(SpecError::NoLog);
+        }
+        if self.log.size < MIN_LOG_SIZE {
+            return Err(SpecError::LittleLog(self.log.size));
+        }
+        Ok(())
+    }
+
+    fn check_end(&self) -> Result<(), SpecError> {
+        if self.remove && self.restart != RestartPolicy::No {
+            return Err(SpecError::RemovedAndRestarted(self.restart));
+        }
+        if self.remove && self.autostart {
+            return Err(SpecError::RemovedAndAutostarted);
+        }
+        Ok(())
+    }
+
+    fn check_env(&self) -> Result<(), SpecError> {
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(SpecError::Variable(name.clone()));
+            }
+        }
+        let size = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 2);
+        match size.sum() {
+            ..=MAX_ENV => Ok(()),
+            size => Err(SpecError::MuchEnv(size)),
         }
     }
 

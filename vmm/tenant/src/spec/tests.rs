@@ -16,6 +16,11 @@ pub(crate) fn spec() -> Spec {
         ssh_keys: Vec::new(),
         user: None,
         remove: false,
+        env: Vec::new(),
+        restart: RestartPolicy::No,
+        autostart: false,
+        limits: Limits::default(),
+        log: LogBounds::default(),
     }
 }
 
@@ -197,4 +202,57 @@ fn what_goes_on_the_kernel_command_line_cannot_add_words_to_it() {
         };
         assert_eq!(spec.check(TOTAL), Err(SpecError::User(bad.to_owned())));
     }
+}
+
+#[test]
+fn a_spec_of_an_earlier_fief_gets_the_defaults_of_what_it_does_not_say() {
+    let mut old = serde_json::to_value(spec()).unwrap();
+    let fields = old.as_object_mut().unwrap();
+    for new in ["restart", "autostart", "limits", "log"] {
+        fields.remove(new).unwrap();
+    }
+    assert_eq!(serde_json::from_value::<Spec>(old).unwrap(), spec());
+}
+
+#[test]
+fn a_tenant_is_removed_at_its_end_or_kept_running_but_not_both() {
+    let removed = Spec {
+        remove: true,
+        ..spec()
+    };
+    assert_eq!(removed.check(TOTAL), Ok(()));
+    let restarted = Spec {
+        restart: RestartPolicy::Always,
+        ..removed.clone()
+    };
+    let error = restarted.check(TOTAL).unwrap_err().to_string();
+    assert!(
+        error.contains("--rm") && error.contains("always"),
+        "{error}"
+    );
+    let autostarted = Spec {
+        autostart: true,
+        ..removed
+    };
+    assert_eq!(
+        autostarted.check(TOTAL),
+        Err(SpecError::RemovedAndAutostarted)
+    );
+}
+
+#[test]
+fn variables_that_no_command_could_be_given_are_refused() {
+    let with = |name: &str, value: &str| Spec {
+        env: vec![(name.to_owned(), value.to_owned())],
+        ..spec()
+    };
+    assert_eq!(with("A", "b=c").check(TOTAL), Ok(()));
+    for (name, value) in [("", "x"), ("A=B", "x"), ("A", "\0")] {
+        assert_eq!(
+            with(name, value).check(TOTAL),
+            Err(SpecError::Variable(name.to_owned()))
+        );
+    }
+    let much = with("A", &"x".repeat(MAX_ENV)).check(TOTAL);
+    assert_eq!(much, Err(SpecError::MuchEnv(MAX_ENV + 3)));
 }
