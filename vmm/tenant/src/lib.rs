@@ -12,6 +12,7 @@ mod failure;
 pub mod network;
 mod process;
 mod progress;
+mod provide;
 pub mod shim;
 pub mod spec;
 pub mod store;

@@ -70,6 +70,7 @@ impl Rig {
             init: Init::Agent,
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),
+            ssh_keys: Vec::new(),
             user: None,
             remove,
             net: fief::spec::Net::None,

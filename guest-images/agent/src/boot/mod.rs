@@ -45,6 +45,7 @@ pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 pub fn prepare(settings: &Settings) {
     mounts::mount_common();
     network::loopback_up();
+    crate::provide::forget_names();
     if let Some(network) = &settings.network {
         for problem in interface::set_up(network) {
             log::error(format!("the network is not all there: {problem}"));

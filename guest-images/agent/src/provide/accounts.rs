@@ -1,8 +1,8 @@
 //! An account made by hand: images have useradd, adduser or neither, and an agent cannot wait for them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
 use nix::unistd::Uid;
@@ -17,13 +17,12 @@ const SUBORDINATE: &str = "100000:65536";
 /// Day of the last change of a password that there is not; 0 would mean "must be changed".
 const DAY: u32 = 20_000;
 
-/// The account of that name; made with a home if there is none.
+/// The account of that name; made with a home if there is none. The caller holds the [`lock`](files::lock).
 ///
 /// # Errors
 /// The name is that of an account nobody can log in to, or a file cannot be written.
 pub fn ensure(name: &str, root: &Path) -> Result<Account, Failure> {
     let etc = root.join("etc");
-    let _lock = lock(&etc)?;
     if let Ok(account) = look_up(name, &etc) {
         let closed = |shell: &str| shell.ends_with("/nologin") || shell.ends_with("/false");
         return match account.shell.as_deref() {
@@ -35,32 +34,6 @@ pub fn ensure(name: &str, root: &Path) -> Result<Account, Failure> {
     }
     make(name, root, &etc)?;
     look_up(name, &etc).map_err(|error| Failure::new(error.message))
-}
-
-/// The lock of shadow's and glibc's programs (lckpwdf(3)); free when the file is closed.
-fn lock(etc: &Path) -> Result<File, Failure> {
-    let path = etc.join(".pwd.lock");
-    let failed = Failure::at(&path);
-    fs::create_dir_all(etc).map_err(&failed)?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(&failed)?;
-    let whole = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // Waits; the child's alarm bounds it.
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLKW(&whole))
-        .map_err(|error| failed(error.into()))?;
-    Ok(file)
 }
 
 fn make(name: &str, root: &Path, etc: &Path) -> Result<(), Failure> {

@@ -32,6 +32,35 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// The lock of shadow's and glibc's programs on the accounts (lckpwdf(3)); free when the file is closed.
+///
+/// # Errors
+/// The file system's.
+pub fn lock(etc: &Path) -> Result<File, Failure> {
+    let path = etc.join(".pwd.lock");
+    let failed = Failure::at(&path);
+    fs::create_dir_all(etc).map_err(&failed)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(&failed)?;
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // Waits; the child's alarm bounds it.
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLKW(&whole))
+        .map_err(|error| failed(error.into()))?;
+    Ok(file)
+}
+
 /// Makes a file what `change` makes of its text; a missing file has none, and gets `mode`. Owner and mode of one that is
 /// there stay. A link is not followed, and readers see the old text or the new.
 ///

@@ -20,6 +20,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, pipe2};
 
 use crate::account::Account;
+use crate::log;
 use crate::spawn::reset_signals;
 use files::Failure;
 pub use sshd::Sshd;
@@ -87,6 +88,8 @@ impl Providing {
             ),
             _ => String::from_utf8_lossy(&text).into_owned(),
         };
+        // Whoever asked may have been nobody who reads it.
+        log::error(format!("what the host gives is not all there: {message}"));
         let error = RemoteError {
             kind: ErrorKind::Io,
             message,
@@ -120,15 +123,22 @@ fn in_child(request: &Provide, root: &Path, reporter: OwnedFd) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Takes away the names of an earlier run: whether the host still gives them, it says in its next request, if there is one.
+pub fn forget_names() {
+    // A file that cannot be changed has no names of the host's in it.
+    let _ = write_names(&[], Path::new("/"));
+}
+
 /// Writes everything. Ends as the login's user, if there is one.
 fn write(request: &Provide, root: &Path) -> Result<(), Failure> {
+    // Two requests at once would be in each other's way. Held to the end.
+    let _lock = files::lock(&root.join("etc"))?;
     let names: Vec<String> = request
         .names
         .iter()
         .map(|(address, name)| format!("{address}\t{name}"))
         .collect();
-    let hosts = root.join("etc/hosts");
-    files::update(&hosts, 0o644, |text| block::replace(text, &names))?;
+    write_names(&names, root)?;
     let Some(login) = &request.login else {
         return Ok(());
     };
@@ -137,6 +147,11 @@ fn write(request: &Provide, root: &Path) -> Result<(), Failure> {
         allow_sudo(&login.name, root)?;
     }
     write_keys(login, &account, root)
+}
+
+fn write_names(names: &[String], root: &Path) -> Result<(), Failure> {
+    let hosts = root.join("etc/hosts");
+    files::update(&hosts, 0o644, |text| block::replace(text, names))
 }
 
 /// Becoming root needs no password: there is none. Without a sudo the file waits for one.

@@ -8,6 +8,7 @@ use super::environment::{self, Variable};
 use super::network::NetArgs;
 use super::policy::PolicyArgs;
 use super::prepare;
+use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
 use crate::network;
@@ -56,6 +57,10 @@ pub struct TenantArgs {
     /// Host name inside [the tenant's name]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Let the holder of a key log in by ssh, as the account that is named as the tenant: a public key's file, or the key
+    /// itself; may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<String>,
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
@@ -92,6 +97,7 @@ impl TenantArgs {
         Needs {
             image: Some(self.image.clone()),
             kernel: Some(self.kernel.clone()),
+            ssh_keys: self.ssh_keys.clone(),
             ..Needs::default()
         }
     }
@@ -111,6 +117,7 @@ impl TenantArgs {
             init: self.init,
             isolation: Isolation::Vm,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
+            ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             user: self.user.clone(),
             remove,
             net: Net::default(),

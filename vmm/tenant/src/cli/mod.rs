@@ -21,6 +21,7 @@ mod rm;
 mod run;
 mod set;
 mod setup;
+pub mod ssh_key;
 mod start;
 mod stop;
 mod wait;

@@ -24,6 +24,7 @@ use crate::cgroup::{Group, Origin, Settings};
 use crate::failure::chain;
 use crate::network::{self, NetworkError};
 use crate::process::identify;
+use crate::provide;
 use crate::spec::{Bytes, Isolation, LogBounds, Spec};
 use crate::store::{Exit, FileError, Held, Locked, Phase, Reason, State, StoreError, Tenant, now};
 
@@ -229,6 +230,7 @@ impl Life<'_> {
             // A starter that is gone already is noticed by the watch, if it matters.
             let _ = channel.send(&Report::Running { unlimited });
         }
+        provide::give_beside(&locked.tenant);
         watch::watch(
             Watched {
                 locked,

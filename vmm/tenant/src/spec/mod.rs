@@ -8,6 +8,7 @@ mod size;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use fief_agent_proto::{MAX_KEYS, is_public_key_line};
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,9 @@ pub struct Spec {
     pub isolation: Isolation,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
+    /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// Whom commands run as unless they say; root by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -175,6 +179,10 @@ pub enum SpecError {
     MuchMemory { asked: Bytes, total: Bytes },
     #[error("the host name '{0}' is none; use letters, digits and '-', at most 63 of them")]
     Hostname(String),
+    #[error("{0} keys for ssh are more than the {MAX_KEYS} that a tenant can have; leave some out")]
+    ManyKeys(usize),
+    #[error("the tenant's key {0} for ssh is no public key; make the tenant anew with --ssh-key")]
+    Key(usize),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
     #[error("{0} is of no use without a network; leave it out, or leave out --net none")]
@@ -230,6 +238,7 @@ impl Spec {
         if !is_hostname(&self.hostname) {
             return Err(SpecError::Hostname(self.hostname.clone()));
         }
+        self.check_keys()?;
         // It travels on the kernel's command line.
         if let Some(user) = self.user.as_ref().filter(|user| !is_word(user)) {
             return Err(SpecError::User(user.clone()));
@@ -291,6 +300,17 @@ impl Spec {
             .iter()
             .find(|server| !resolver::is_reachable(**server));
         beyond.map_or(Ok(()), |server| Err(SpecError::Dns(*server)))
+    }
+
+    fn check_keys(&self) -> Result<(), SpecError> {
+        if self.ssh_keys.len() > MAX_KEYS {
+            return Err(SpecError::ManyKeys(self.ssh_keys.len()));
+        }
+        let bad = self
+            .ssh_keys
+            .iter()
+            .position(|key| !is_public_key_line(key));
+        bad.map_or(Ok(()), |index| Err(SpecError::Key(index + 1)))
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) fn spec() -> Spec {
         init: Init::Agent,
         isolation: Isolation::Vm,
         hostname: "a".to_owned(),
+        ssh_keys: Vec::new(),
         user: None,
         remove: false,
         net: Net::None,
@@ -58,6 +59,34 @@ fn names_that_could_leave_the_directory_or_confuse_are_refused() {
         assert!(error.to_string().contains("a-z"), "{bad}");
     }
     assert!(serde_json::from_str::<TenantName>("\"../x\"").is_err());
+}
+
+#[test]
+fn every_tenant_has_an_account_name() {
+    for (name, login) in [
+        ("alice", "alice"),
+        ("a.b_c-d", "a-b_c-d"),
+        ("3d", "u3d"),
+        ("x.", "x-"),
+        (&"a".repeat(63), &"a".repeat(32)),
+    ] {
+        let name: TenantName = name.parse().unwrap();
+        assert_eq!(name.login(), login);
+        assert!(fief_agent_proto::is_login(&name.login()));
+    }
+}
+
+#[test]
+fn keys_are_public_and_not_too_many() {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOPXvqWUhSzi20nt9hklbnyJagezvteBUtraBr9+Tcc8 a";
+    let with = |ssh_keys: Vec<&str>| Spec {
+        ssh_keys: ssh_keys.into_iter().map(str::to_owned).collect(),
+        ..spec()
+    };
+    assert_eq!(with(vec![key, key]).check(TOTAL), Ok(()));
+    assert_eq!(with(vec![key, "x"]).check(TOTAL), Err(SpecError::Key(2)));
+    let many = with(vec![key; MAX_KEYS + 1]).check(TOTAL);
+    assert_eq!(many, Err(SpecError::ManyKeys(MAX_KEYS + 1)));
 }
 
 #[test]
