@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod context;
+mod cp;
 mod create;
 mod demo;
 mod doctor;
@@ -105,6 +106,8 @@ enum Command {
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Copy files and directories into a tenant or out of it
+    Cp(cp::Args),
     /// Show what a tenant printed on its console
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
@@ -197,6 +200,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Grant(args) => grant::grant(&context, &args),
@@ -241,7 +245,9 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Grant(_)
         | Command::Revoke(_)
         | Command::Grants(_) => Some(nothing),
-        Command::Images(_)
+        // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
+        Command::Cp(_)
+        | Command::Images(_)
         | Command::Setup(_)
         | Command::Doctor(_)
         | Command::Demo(_)
