@@ -14,7 +14,7 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, pipe2, setsid};
 use crate::account::{self, Account};
 
 /// docker's default.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The agent's own program file, also when no other path leads to it any more.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -340,7 +340,7 @@ fn non_blocking(fd: OwnedFd) -> io::Result<File> {
 }
 
 /// Signal dispositions and the mask as a fresh program expects them; the agent blocks and ignores some.
-fn reset_signals() {
+pub fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
         // SAFETY: setting the default disposition; numbers that have none are refused, which is fine.
         unsafe { libc::signal(number, libc::SIG_DFL) };

@@ -8,10 +8,12 @@ mod doctor;
 mod environment;
 mod error;
 mod exec;
+mod grant;
 mod host;
 mod images;
 mod inspect;
 mod logs;
+mod network;
 mod policy;
 pub mod prepare;
 mod ps;
@@ -20,6 +22,7 @@ mod rm;
 mod run;
 mod set;
 mod setup;
+pub mod ssh_key;
 mod start;
 mod stop;
 mod wait;
@@ -109,6 +112,12 @@ enum Command {
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
+    Grant(grant::Args),
+    /// Take a grant back; connections that it allowed end
+    Revoke(grant::Args),
+    /// List who may reach which port of whom
+    Grants(grant::ListArgs),
     /// List, import and remove images
     Images(images::Args),
     /// Make kernels and images ready, so that the first run need not
@@ -194,6 +203,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Grant(args) => grant::grant(&context, &args),
+        Command::Revoke(args) => grant::revoke(&context, &args),
+        Command::Grants(args) => grant::list(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
@@ -229,7 +241,10 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Wait(_)
         | Command::Rm(_)
         | Command::Logs(_)
-        | Command::Inspect(_) => Some(nothing),
+        | Command::Inspect(_)
+        | Command::Grant(_)
+        | Command::Revoke(_)
+        | Command::Grants(_) => Some(nothing),
         // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
         Command::Cp(_)
         | Command::Images(_)

@@ -199,6 +199,7 @@ impl Foreground<'_> {
             Ok(connection) => connection,
             Err(error) => return Err(self.never_answered(error)),
         };
+        crate::provide::give_or_warn(&connection, &self.tenant);
         let ended = attend(&connection, request, streams, signals, &|_| {
             self.attached.kill()
         });

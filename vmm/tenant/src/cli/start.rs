@@ -172,7 +172,10 @@ pub fn await_agent(store: &Store, tenant: &Tenant, signals: &Signals) -> Result<
     };
     let connected = crate::agent::connect(tenant, &lives);
     let error = match connected {
-        Ok(_) => return Ok(()),
+        Ok(connection) => {
+            crate::provide::give_or_warn(&connection, tenant);
+            return Ok(());
+        }
         Err(error) => error,
     };
     if let Some(signal) = asked.get() {

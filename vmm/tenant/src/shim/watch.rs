@@ -167,6 +167,7 @@ impl Watch<'_> {
                     self.state.reboots += 1;
                     // Worth knowing, not worth ending the tenant for.
                     let _ = self.locked.write_state(&self.state);
+                    crate::provide::give_beside(&self.locked.tenant);
                 }
                 Some(Event::Ended(reason, detail)) => self.ended = Some((reason, detail)),
                 None => {}

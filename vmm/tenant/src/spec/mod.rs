@@ -5,10 +5,14 @@ mod name;
 mod restart;
 mod size;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use fief_agent_proto::{MAX_KEYS, is_public_key_line};
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
+
+use crate::network::{Publish, resolver};
 
 pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
@@ -93,6 +97,17 @@ pub enum KernelChoice {
     Path(PathBuf),
 }
 
+/// Which network a tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Net {
+    /// The way out by address translation, and no other.
+    #[default]
+    Nat,
+    /// None; commands and shells work all the same.
+    None,
+}
+
 /// What a tenant asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,12 +134,23 @@ pub struct Spec {
     pub isolation: Isolation,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
+    /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// Whom commands run as unless they say; root by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Remove the tenant when it ends.
     #[serde(default)]
     pub remove: bool,
+    #[serde(default)]
+    pub net: Net,
+    /// Ports of the host that lead to the tenant's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// Name servers; the host's own if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Variables of every command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, String)>,
@@ -153,8 +179,22 @@ pub enum SpecError {
     MuchMemory { asked: Bytes, total: Bytes },
     #[error("the host name '{0}' is none; use letters, digits and '-', at most 63 of them")]
     Hostname(String),
+    #[error("{0} keys for ssh are more than the {MAX_KEYS} that a tenant can have; leave some out")]
+    ManyKeys(usize),
+    #[error("the tenant's key {0} for ssh is no public key; make the tenant anew with --ssh-key")]
+    Key(usize),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
+    #[error("{0} is of no use without a network; leave it out, or leave out --net none")]
+    WithoutNetwork(&'static str),
+    #[error(
+        "--publish {0} and --publish {1} are the same port of this machine; give different ones"
+    )]
+    SamePort(Publish, Publish),
+    #[error(
+        "--dns {0} is out of a tenant's reach; give an address beyond this machine and its links"
+    )]
+    Dns(IpAddr),
     #[error("{flag} {weight} is not possible; give 1 to 10000, where {DEFAULT_WEIGHT} is usual")]
     Weight { flag: &'static str, weight: u16 },
     #[error(
@@ -198,6 +238,7 @@ impl Spec {
         if !is_hostname(&self.hostname) {
             return Err(SpecError::Hostname(self.hostname.clone()));
         }
+        self.check_keys()?;
         // It travels on the kernel's command line.
         if let Some(user) = self.user.as_ref().filter(|user| !is_word(user)) {
             return Err(SpecError::User(user.clone()));
@@ -205,6 +246,7 @@ impl Spec {
         self.limits.check()?;
         self.check_end()?;
         self.check_env()?;
+        self.check_network()?;
         if self.log.files == 0 {
             return Err(SpecError::NoLog);
         }
@@ -238,6 +280,37 @@ impl Spec {
             ..=MAX_ENV => Ok(()),
             size => Err(SpecError::MuchEnv(size)),
         }
+    }
+
+    fn check_network(&self) -> Result<(), SpecError> {
+        if self.net == Net::None {
+            return match (self.publish.is_empty(), self.dns.is_empty()) {
+                (false, _) => Err(SpecError::WithoutNetwork("--publish")),
+                (_, false) => Err(SpecError::WithoutNetwork("--dns")),
+                _ => Ok(()),
+            };
+        }
+        for (at, port) in self.publish.iter().enumerate() {
+            if let Some(same) = self.publish[..at].iter().find(|other| other.collides(port)) {
+                return Err(SpecError::SamePort(*same, *port));
+            }
+        }
+        let beyond = self
+            .dns
+            .iter()
+            .find(|server| !resolver::is_reachable(**server));
+        beyond.map_or(Ok(()), |server| Err(SpecError::Dns(*server)))
+    }
+
+    fn check_keys(&self) -> Result<(), SpecError> {
+        if self.ssh_keys.len() > MAX_KEYS {
+            return Err(SpecError::ManyKeys(self.ssh_keys.len()));
+        }
+        let bad = self
+            .ssh_keys
+            .iter()
+            .position(|key| !is_public_key_line(key));
+        bad.map_or(Ok(()), |index| Err(SpecError::Key(index + 1)))
     }
 }
 
