@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fief_api::{
     BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
-    MachineConfiguration, OnReboot, Vsock,
+    MachineConfiguration, OnReboot, RateLimiter, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::CloneFlags;
@@ -104,6 +104,7 @@ impl Vm {
             io_engine: IoEngine::Async,
             // What a tenant synced is on the host's disk.
             cache_type: CacheType::Writeback,
+            rate_limiter: Some(self.spec.limits.disk_limiter()).filter(RateLimiter::limits),
             ..Drive::new(DISK_DRIVE, text(&self.tenant.disk()))
         })?;
         if let Some(modules) = &self.files.modules {
