@@ -142,6 +142,14 @@ fn start(rig: &mut Rig, words: &str) -> (Child, BufReader<ChildStdout>, String) 
         let length = out.read_line(&mut console).unwrap();
         assert_ne!(length, 0, "ended early: {console}");
     }
+    // The kernel notices some time later that somebody is at the tap, and drops what is sent before.
+    waiting::until("the tap is up", || {
+        let shown = Command::new("ip")
+            .args(["link", "show", "dev", "tap0"])
+            .output();
+        let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+        shown.contains("state UP").then_some(())
+    });
     (child, out, console)
 }
 
