@@ -16,7 +16,9 @@ mod message;
 mod outbound;
 mod relay;
 
-pub use client::{ChannelReader, Connection, Process, Remote, StdinWriter, Terminals, pump};
+pub use client::{
+    ChannelReader, Connection, Process, Remote, RemoteSocket, StdinWriter, Terminals, pump,
+};
 pub use dial::{AGENT_PORT, connect_unix, connect_vsock_unix};
 pub use error::{Error, Result};
 pub use frame::{
@@ -25,9 +27,9 @@ pub use frame::{
 };
 pub use handshake::{Session, handshake, handshake_serial, preamble, preamble_reply};
 pub use message::{
-    AgentHello, ClientHello, DiskUse, ErrorKind, ExecRequest, ExitStatus, FileInfo, InitMode,
-    ReadFile, RemoteError, SetClock, Shutdown, ShutdownAction, Signal, Started, Stats, VERSION,
-    WindowSize, WriteFile,
+    AgentHello, ClientHello, Connect, DiskUse, ErrorKind, ExecRequest, ExitStatus, FileInfo,
+    InitMode, ReadFile, RemoteError, SetClock, Shutdown, ShutdownAction, Signal, Started, Stats,
+    VERSION, WindowSize, WriteFile,
 };
 pub use outbound::Outbound;
 pub use relay::relay;
