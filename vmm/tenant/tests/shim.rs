@@ -67,6 +67,9 @@ impl Rig {
             hostname: "a".to_owned(),
             user: None,
             remove,
+            net: fief::spec::Net::None,
+            publish: vec![],
+            dns: vec![],
         };
         let kernel = self.directory.path().join("kernel");
         fs::write(&kernel, script).unwrap();

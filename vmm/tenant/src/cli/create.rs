@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use fief_images::Images;
 
+use super::network::NetArgs;
 use super::prepare;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
+use crate::network;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Spec, TenantName, VERSION,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Net, Spec, TenantName,
+    VERSION,
 };
 use crate::store::{Locked, Store};
 use crate::terminal::output;
@@ -54,6 +57,8 @@ pub struct TenantArgs {
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    #[command(flatten)]
+    network: NetArgs,
 }
 
 /// Flags of `fief create`.
@@ -98,8 +103,16 @@ impl TenantArgs {
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             user: self.user.clone(),
             remove,
+            net: Net::default(),
+            publish: Vec::new(),
+            dns: Vec::new(),
         };
+        let spec = self.network.of(spec);
         spec.check(prepare::total_memory()?)?;
+        // Before anything is made: images take minutes.
+        if spec.net != Net::None {
+            network::require()?;
+        }
         Ok(spec)
     }
 }
@@ -128,6 +141,7 @@ pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
     fief_images::space::require(store.root(), "a tenant", ROOM)?;
     let draft = store.draft(name, spec)?;
     fief_images::disk::make(&draft.disk(), spec.disk.0).map_err(Error::from)?;
+    draft.make_network(spec)?;
     Ok(draft.publish()?)
 }
 

@@ -7,10 +7,12 @@ mod doctor;
 mod environment;
 mod error;
 mod exec;
+mod grant;
 mod host;
 mod images;
 mod inspect;
 mod logs;
+mod network;
 pub mod prepare;
 mod ps;
 mod rm;
@@ -99,6 +101,12 @@ enum Command {
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
+    Grant(grant::Args),
+    /// Take a grant back; connections that it allowed end
+    Revoke(grant::Args),
+    /// List who may reach which port of whom
+    Grants(grant::ListArgs),
     /// List, import and remove images
     Images(images::Args),
     /// Make kernels and images ready, so that the first run need not
@@ -181,6 +189,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rm(args) => rm::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Grant(args) => grant::grant(&context, &args),
+        Command::Revoke(args) => grant::revoke(&context, &args),
+        Command::Grants(args) => grant::list(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
@@ -214,7 +225,10 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Wait(_)
         | Command::Rm(_)
         | Command::Logs(_)
-        | Command::Inspect(_) => Some(nothing),
+        | Command::Inspect(_)
+        | Command::Grant(_)
+        | Command::Revoke(_)
+        | Command::Grants(_) => Some(nothing),
         Command::Images(_)
         | Command::Setup(_)
         | Command::Doctor(_)

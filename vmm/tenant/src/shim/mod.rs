@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError};
 use crate::failure::chain;
+use crate::network::{self, NetworkError};
 use crate::process::identify;
 use crate::spec::{Isolation, Spec};
 use crate::store::{Exit, FileError, Held, Locked, Phase, Reason, State, StoreError, Tenant, now};
@@ -42,6 +43,8 @@ enum ShimError {
     Store(#[from] StoreError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -122,7 +125,8 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
         reboots: 0,
     };
     locked.begin_run(&state)?;
-    let mut backend = backend_of(locked.tenant.clone(), &spec, order)?;
+    let network = network::ensure(locked.tenant.directory(), &spec)?;
+    let mut backend = backend_of(locked.tenant.clone(), &spec, order, network)?;
     let mut spawned = backend.spawn()?;
     state.monitor = identify(spawned.child.id());
     let booted = locked
@@ -150,8 +154,13 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
     Ok(locked.end_run(&exit)?)
 }
 
-fn backend_of(tenant: Tenant, spec: &Spec, order: &Order) -> Result<Box<dyn Backend>, ShimError> {
+fn backend_of(
+    tenant: Tenant,
+    spec: &Spec,
+    order: &Order,
+    network: Option<network::Record>,
+) -> Result<Box<dyn Backend>, ShimError> {
     Ok(match spec.isolation {
-        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone())?),
+        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone(), network)?),
     })
 }

@@ -3,10 +3,13 @@
 mod name;
 mod size;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
+
+use crate::network::{Publish, resolver};
 
 pub use name::{NameError, TenantName};
 pub use size::{Bytes, SizeError};
@@ -63,6 +66,17 @@ pub enum KernelChoice {
     Path(PathBuf),
 }
 
+/// Which network a tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Net {
+    /// The way out by address translation, and no other.
+    #[default]
+    Nat,
+    /// None; commands and shells work all the same.
+    None,
+}
+
 /// What a tenant asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,6 +109,14 @@ pub struct Spec {
     /// Remove the tenant when it ends.
     #[serde(default)]
     pub remove: bool,
+    #[serde(default)]
+    pub net: Net,
+    /// Ports of the host that lead to the tenant's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// Name servers; the host's own if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
 }
 
 /// Why a spec cannot be.
@@ -112,6 +134,16 @@ pub enum SpecError {
     Hostname(String),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
+    #[error("{0} is of no use without a network; leave it out, or leave out --net none")]
+    WithoutNetwork(&'static str),
+    #[error(
+        "--publish {0} and --publish {1} are the same port of this machine; give different ones"
+    )]
+    SamePort(Publish, Publish),
+    #[error(
+        "--dns {0} is out of a tenant's reach; give an address beyond this machine and its links"
+    )]
+    Dns(IpAddr),
 }
 
 impl Spec {
@@ -136,10 +168,30 @@ impl Spec {
             return Err(SpecError::Hostname(self.hostname.clone()));
         }
         // It travels on the kernel's command line.
-        match &self.user {
-            Some(user) if !is_word(user) => Err(SpecError::User(user.clone())),
-            _ => Ok(()),
+        if let Some(user) = self.user.as_ref().filter(|user| !is_word(user)) {
+            return Err(SpecError::User(user.clone()));
         }
+        self.check_network()
+    }
+
+    fn check_network(&self) -> Result<(), SpecError> {
+        if self.net == Net::None {
+            return match (self.publish.is_empty(), self.dns.is_empty()) {
+                (false, _) => Err(SpecError::WithoutNetwork("--publish")),
+                (_, false) => Err(SpecError::WithoutNetwork("--dns")),
+                _ => Ok(()),
+            };
+        }
+        for (at, port) in self.publish.iter().enumerate() {
+            if let Some(same) = self.publish[..at].iter().find(|other| other.collides(port)) {
+                return Err(SpecError::SamePort(*same, *port));
+            }
+        }
+        let beyond = self
+            .dns
+            .iter()
+            .find(|server| !resolver::is_reachable(**server));
+        beyond.map_or(Ok(()), |server| Err(SpecError::Dns(*server)))
     }
 }
 

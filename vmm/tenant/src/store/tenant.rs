@@ -11,6 +11,7 @@ use super::file::{FileError, failed, read_json, remove, write_json};
 use super::lock::Held;
 use super::record::{Exit, Phase, State};
 use super::{StoreError, leftovers};
+use crate::network;
 use crate::spec::{Spec, TenantName, VERSION};
 
 /// How a tenant is.
@@ -227,7 +228,9 @@ impl Locked {
     /// No permission.
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
+        // Whoever gets the name next has no part in what was granted to this one.
+        network::forget_grants(&self.tenant)?;
         let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
-        Ok(remove(&gone)?)
+        leftovers::dismantle(&gone)
     }
 }
