@@ -82,6 +82,8 @@ impl TenantArgs {
         Needs {
             image: Some(self.image.clone()),
             kernel: Some(self.kernel.clone()),
+            publish: self.network.ports(),
+            changes_ports: true,
             ..Needs::default()
         }
     }
