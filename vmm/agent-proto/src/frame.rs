@@ -61,6 +61,8 @@ pub enum Kind {
     WriteFile = 13,
     /// Client, opens a stream: `ReadFile`.
     ReadFile = 14,
+    /// Client, opens a stream: `Provide`.
+    Provide = 15,
     /// Client, opens a stream: `Connect`.
     Connect = 16,
     /// Agent: `Started`, the answer to `Exec`.
@@ -82,8 +84,8 @@ impl Kind {
         use Kind::*;
         [
             Hello, Exec, Signal, Resize, Data, Eof, Credit, Cancel, Ping, Stats, SetClock,
-            Shutdown, WriteFile, ReadFile, Connect, Started, FileInfo, Exited, Done, Error,
-            Connected,
+            Shutdown, WriteFile, ReadFile, Provide, Connect, Started, FileInfo, Exited, Done,
+            Error, Connected,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -94,7 +96,7 @@ impl Kind {
         use Kind::*;
         matches!(
             self,
-            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile | Connect
+            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile | Provide | Connect
         )
     }
 

@@ -6,11 +6,13 @@
 mod agent;
 pub mod backend;
 mod carry;
+mod cgroup;
 pub mod cli;
 mod failure;
 pub mod network;
 mod process;
 mod progress;
+mod provide;
 pub mod shim;
 pub mod spec;
 pub mod store;

@@ -15,7 +15,7 @@ use fief_api::{
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::CloneFlags;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 
 use super::{Backend, BackendError, BootFiles, Event, Spawned, failed, parse_event};
@@ -34,7 +34,7 @@ const EVENTS: &str = "events";
 const GUEST_CID: u64 = 3;
 /// Drive ids, which the agent finds as serial numbers.
 const IMAGE_DRIVE: &str = "image";
-const DISK_DRIVE: &str = "disk";
+pub const DISK_DRIVE: &str = "disk";
 const MODULES_DRIVE: &str = "modules";
 
 /// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
@@ -292,8 +292,8 @@ fn network_words(network: &Record, spec: &Spec) -> String {
 /// Puts the process into the tenant's network, makes the kernel end it when this thread ends, and lets it keep `lock`.
 fn settle(command: &mut Command, lock: RawFd, namespace: Option<File>) {
     let parent = std::process::id();
-    // SAFETY: setns, fcntl, prctl and getppid are async-signal-safe and touch no memory of this process; `lock` stays
-    // open until the child was started, as its owner outlives the call of `spawn`.
+    // SAFETY: setns, fcntl, pthread_sigmask, prctl and getppid are async-signal-safe and touch no memory of this process;
+    // `lock` stays open until the child was started, as its owner outlives the call of `spawn`.
     unsafe {
         command.pre_exec(move || {
             if let Some(namespace) = &namespace {
@@ -301,6 +301,8 @@ fn settle(command: &mut Command, lock: RawFd, namespace: Option<File>) {
             }
             let lock = BorrowedFd::borrow_raw(lock);
             fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            // The shim reads its signals from a descriptor; a program begins with none blocked.
+            SigSet::empty().thread_set_mask()?;
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             // The shim may have died between fork and prctl.
             if nix::unistd::getppid().as_raw().cast_unsigned() == parent {

@@ -27,6 +27,9 @@ struct Everything {
     console_log: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<Network>,
+    /// The account for ssh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    login: Option<String>,
     spec: Spec,
 }
 
@@ -51,8 +54,10 @@ impl From<Record> for Network {
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let store = context.store()?;
     let tenant = store.tenant(&args.name)?;
+    let spec = tenant.spec()?;
     let everything = Everything {
-        spec: tenant.spec()?,
+        login: (!spec.ssh_keys.is_empty()).then(|| args.name.login()),
+        spec,
         entry: ps::Entry::of(&tenant),
         reboots: tenant.state()?.map(|state| state.reboots),
         directory: tenant.directory().display().to_string(),

@@ -2,6 +2,7 @@
 
 mod api;
 mod context;
+mod cp;
 mod create;
 mod demo;
 mod doctor;
@@ -14,12 +15,16 @@ mod images;
 mod inspect;
 mod logs;
 mod network;
+mod policy;
 mod ports;
 pub mod prepare;
 mod ps;
+mod restart;
 mod rm;
 mod run;
+mod set;
 mod setup;
+pub mod ssh_key;
 mod start;
 mod stop;
 mod wait;
@@ -93,12 +98,18 @@ enum Command {
     Start(start::Args),
     /// Shut tenants down
     Stop(stop::StopArgs),
+    /// Shut tenants down and start them again
+    Restart(restart::Args),
+    /// Change what a tenant asks for: processors, memory, disk, variables, policy, limits
+    Set(set::Args),
     /// End tenants at once, without asking them
     Kill(stop::KillArgs),
     /// Wait until tenants have ended, and print their exit codes
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Copy files and directories into a tenant or out of it
+    Cp(cp::Args),
     /// Show what a tenant printed on its console
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
@@ -191,9 +202,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Create(args) => create::run(&context, &args),
         Command::Start(args) => start::run(&context, &args),
         Command::Stop(args) => stop::stop(&context, &args),
+        Command::Restart(args) => restart::run(&context, &args),
+        Command::Set(args) => set::run(&context, &args),
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Api(args) => api::run(&context, &args),
@@ -233,8 +247,10 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         Command::Exec(args) => Some(args.needs()),
         Command::Shell(args) => Some(args.needs()),
         Command::Api(args) => args.needs(),
+        Command::Set(args) => Some(args.needs()),
         Command::Start(_)
         | Command::Stop(_)
+        | Command::Restart(_)
         | Command::Kill(_)
         | Command::Wait(_)
         | Command::Rm(_) => Some(ports),
@@ -245,7 +261,9 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Revoke(_)
         | Command::Grants(_)
         | Command::Ports(_) => Some(nothing),
-        Command::Images(_)
+        // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
+        Command::Cp(_)
+        | Command::Images(_)
         | Command::Setup(_)
         | Command::Doctor(_)
         | Command::Demo(_)

@@ -28,13 +28,9 @@ impl NetArgs {
         self.publish.iter().map(port).collect()
     }
 
-    /// The spec with this network.
-    pub fn of(&self, spec: Spec) -> Spec {
-        Spec {
-            net: self.net,
-            publish: self.publish.clone(),
-            dns: self.dns.clone(),
-            ..spec
-        }
+    pub fn apply(&self, spec: &mut Spec) {
+        spec.net = self.net;
+        spec.publish.clone_from(&self.publish);
+        spec.dns.clone_from(&self.dns);
     }
 }

@@ -41,7 +41,7 @@ pub fn make(name: &str) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0)
+        .mode(0o0)
         .open(&path)?;
     elsewhere(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;

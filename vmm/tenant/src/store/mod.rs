@@ -6,6 +6,8 @@
 //!                spec.json      what the tenant asks for
 //!                state.json     what its shim wrote down; true only while the lock is held
 //!                exit.json      how the last run ended
+//!                stopped.json   who asked for that, until somebody starts it again
+//!                change.lock    held by who changes the spec
 //!                disk.ext4      its disk
 //!                console.log    what its serial console printed (older part: console.log.1)
 //!                monitor.log    what its monitor had to say
@@ -38,7 +40,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 pub use file::FileError;
 pub(crate) use file::{failed, read_json, remove, write_json};
 pub use lock::Held;
-pub use record::{Exit, Phase, Pid, Reason, State, now};
+pub use record::{Exit, Phase, Pid, Reason, State, StoppedBy, now};
 pub use tenant::{Locked, Status, Tenant};
 
 use crate::network::{self, NetworkError};
