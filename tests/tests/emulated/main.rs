@@ -13,6 +13,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod listings;
+mod outside;
 mod streams;
 mod terminal;
 mod traces;
