@@ -14,6 +14,7 @@ mod kernels;
 mod lifecycle;
 mod listings;
 mod network;
+mod outside;
 mod streams;
 mod terminal;
 mod traces;
