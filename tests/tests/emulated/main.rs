@@ -12,6 +12,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod listings;
+mod ssh;
 mod streams;
 mod terminal;
 mod traces;
