@@ -10,12 +10,14 @@ use fief_devices::doorbell::Doorbells;
 use fief_devices::legacy::{
     self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart,
 };
+use fief_devices::limiter::Limits;
 use fief_devices::pci::{
     CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
 };
 use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
+use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
 use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
 use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
@@ -25,7 +27,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, SerialConfig, VmConfig};
+use crate::config::{DriveConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -57,6 +59,22 @@ pub enum DeviceError {
         path: PathBuf,
         source: BlockError,
     },
+    #[error("cannot attach interface {id} to {tap}: {source}")]
+    OpenTap {
+        id: String,
+        tap: String,
+        source: io::Error,
+    },
+    #[error("interface {id} cannot use {tap}: {source}")]
+    Tap {
+        id: String,
+        tap: String,
+        source: TapError,
+    },
+    #[error("interface {id}: {source}")]
+    Interface { id: String, source: NetError },
+    #[error("there is no interface {0}")]
+    NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]
@@ -179,6 +197,23 @@ impl Devices {
         self.power.press_power_button();
     }
 
+    /// Other limits for a network interface, from now on.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), DeviceError> {
+        let limit = |net: &mut Net| (net.name() == id).then(|| net.set_limits(rx, tx));
+        let found = self
+            .virtio
+            .iter()
+            .find_map(|function| function.with_model(limit).flatten());
+        let done = found.ok_or_else(|| DeviceError::NoInterface(id.to_owned()))?;
+        done.map_err(|source| DeviceError::Interface {
+            id: id.to_owned(),
+            source,
+        })
+    }
+
     /// Lets the workers of the devices work.
     ///
     /// # Errors
@@ -242,6 +277,9 @@ fn virtio_models(
     for drive in &config.drives {
         models.push(Box::new(block(drive, files)?));
     }
+    for interface in &config.interfaces {
+        models.push(Box::new(net(interface, files)?));
+    }
     if let Some(vsock) = &config.vsock {
         models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
@@ -276,6 +314,30 @@ fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {
         path: drive.path.clone(),
         source,
     })
+}
+
+fn net(interface: &InterfaceConfig, files: &Files) -> Result<Net, DeviceError> {
+    let (id, tap) = (interface.id.clone(), interface.tap.clone());
+    let file = files
+        .open_tap(&interface.tap)
+        .map_err(|source| DeviceError::OpenTap {
+            id: id.clone(),
+            tap: tap.clone(),
+            source,
+        })?;
+    let tap = Tap::new(file).map_err(|source| DeviceError::Tap {
+        id: id.clone(),
+        tap,
+        source,
+    })?;
+    let config = NetConfig {
+        id: id.clone(),
+        mac: interface.mac,
+        mtu: interface.mtu,
+        rx_limits: interface.rx_limits,
+        tx_limits: interface.tx_limits,
+    };
+    Net::new(tap, config).map_err(|source| DeviceError::Interface { id, source })
 }
 
 /// What the guest asks for or reports, as the control understands it.

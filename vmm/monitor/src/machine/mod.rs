@@ -10,6 +10,8 @@ mod vcpus;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use fief_devices::limiter::Limits;
+
 use crate::boot::BootError;
 use crate::config::VmConfig;
 use crate::kvm::KvmError;
@@ -102,6 +104,14 @@ impl Machine {
         self.control.pause()?;
         self.devices.pause();
         Ok(())
+    }
+
+    /// Other limits for a network interface, from now on; paused or not.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Ok(self.devices.limit_interface(id, rx, tx)?)
     }
 
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).

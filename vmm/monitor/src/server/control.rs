@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
+use fief_devices::limiter::Limits;
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -21,6 +22,12 @@ pub enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    /// Other limits for a network interface.
+    LimitInterface {
+        id: String,
+        rx: Limits,
+        tx: Limits,
+    },
 }
 
 /// Done, or a sentence that says why not.
@@ -70,6 +77,9 @@ pub trait Guest {
     /// The machine has ended.
     fn pause(&self) -> Result<(), MachineError>;
     fn press_power_button(&self);
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
 }
 
 impl Guest for Machine {
@@ -83,6 +93,10 @@ impl Guest for Machine {
 
     fn press_power_button(&self) {
         Machine::press_power_button(self);
+    }
+
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Machine::limit_interface(self, id, rx, tx)
     }
 }
 
@@ -218,6 +232,7 @@ impl Control {
                 machine.press_power_button();
                 Ok(())
             }
+            Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),
         };
         done.map_err(|error| with_causes(&error))
     }

@@ -5,14 +5,16 @@ use std::process::ExitCode;
 use fief_images::Images;
 
 use super::environment::{self, Variable};
+use super::network::NetArgs;
 use super::policy::PolicyArgs;
 use super::prepare;
 use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
+use crate::network;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds, Net,
     RestartPolicy, Spec, TenantName, VERSION,
 };
 use crate::store::{Locked, Store};
@@ -62,6 +64,8 @@ pub struct TenantArgs {
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    #[command(flatten)]
+    network: NetArgs,
     #[command(flatten)]
     policy: PolicyArgs,
 }
@@ -116,14 +120,22 @@ impl TenantArgs {
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             user: self.user.clone(),
             remove,
+            net: Net::default(),
+            publish: Vec::new(),
+            dns: Vec::new(),
             env: environment::over(&[], environment::resolve(env)),
             restart: RestartPolicy::No,
             autostart: false,
             limits: Limits::default(),
             log: LogBounds::default(),
         };
+        self.network.apply(&mut spec);
         self.policy.apply(&mut spec);
         spec.check(prepare::total_memory()?)?;
+        // Before anything is made: images take minutes.
+        if spec.net != Net::None {
+            network::require()?;
+        }
         Ok(spec)
     }
 }
@@ -152,6 +164,7 @@ pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
     fief_images::space::require(store.root(), "a tenant", ROOM)?;
     let draft = store.draft(name, spec)?;
     fief_images::disk::make(&draft.disk(), spec.disk.0).map_err(Error::from)?;
+    draft.make_network(spec)?;
     Ok(draft.publish()?)
 }
 

@@ -1,16 +1,19 @@
 //! The command line: one file a command.
 
 mod context;
+mod cp;
 mod create;
 mod demo;
 mod doctor;
 mod environment;
 mod error;
 mod exec;
+mod grant;
 mod host;
 mod images;
 mod inspect;
 mod logs;
+mod network;
 mod policy;
 pub mod prepare;
 mod ps;
@@ -103,10 +106,18 @@ enum Command {
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Copy files and directories into a tenant or out of it
+    Cp(cp::Args),
     /// Show what a tenant printed on its console
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
+    Grant(grant::Args),
+    /// Take a grant back; connections that it allowed end
+    Revoke(grant::Args),
+    /// List who may reach which port of whom
+    Grants(grant::ListArgs),
     /// List, import and remove images
     Images(images::Args),
     /// Make kernels and images ready, so that the first run need not
@@ -189,8 +200,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Grant(args) => grant::grant(&context, &args),
+        Command::Revoke(args) => grant::revoke(&context, &args),
+        Command::Grants(args) => grant::list(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
@@ -226,8 +241,13 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Wait(_)
         | Command::Rm(_)
         | Command::Logs(_)
-        | Command::Inspect(_) => Some(nothing),
-        Command::Images(_)
+        | Command::Inspect(_)
+        | Command::Grant(_)
+        | Command::Revoke(_)
+        | Command::Grants(_) => Some(nothing),
+        // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
+        Command::Cp(_)
+        | Command::Images(_)
         | Command::Setup(_)
         | Command::Doctor(_)
         | Command::Demo(_)

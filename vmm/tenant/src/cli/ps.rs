@@ -1,10 +1,12 @@
 //! `fief ps`.
 
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::{Context, Result};
+use crate::network::Record;
 use crate::spec::{Bytes, Spec};
 use crate::store::{Exit, Status, Store, Tenant, now};
 use crate::table::{ago, table};
@@ -34,6 +36,8 @@ pub struct Entry {
     pub memory_bytes: Option<u64>,
     /// What its disk takes.
     pub disk_used_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// Seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<u64>,
@@ -53,6 +57,7 @@ impl Entry {
     pub fn of(tenant: &Tenant) -> Self {
         let (status, state) = tenant.status();
         let spec: Option<Spec> = tenant.spec().ok();
+        let network = Record::read(tenant.directory()).ok().flatten();
         let status = if spec.is_none() {
             Status::Damaged
         } else {
@@ -66,6 +71,7 @@ impl Entry {
             cpus: spec.as_ref().map(|spec| spec.cpus),
             memory_bytes: spec.as_ref().map(|spec| spec.memory.0),
             disk_used_bytes: fief_images::disk::used(&tenant.disk()).unwrap_or(0),
+            address: network.map(|network| network.address),
             started: state.as_ref().map(|state| state.started),
             shim_pid: state.as_ref().map(|state| state.shim_pid),
             monitor_pid: state
@@ -125,6 +131,9 @@ impl Entry {
                 .map(|bytes| Bytes(bytes).to_string())
                 .unwrap_or_default(),
             Bytes(self.disk_used_bytes).to_string(),
+            self.address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         ]
     }
 }
@@ -137,7 +146,9 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     } else {
         let now = now();
         table(
-            &["NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "DISK"],
+            &[
+                "NAME", "IMAGE", "STATUS", "CPUS", "MEMORY", "DISK", "ADDRESS",
+            ],
             entries.iter().map(|entry| entry.row(now)),
         )
     };
@@ -168,6 +179,7 @@ mod tests {
             cpus: Some(2),
             memory_bytes: Some(512 << 20),
             disk_used_bytes: 0,
+            address: None,
             started: None,
             shim_pid: None,
             monitor_pid: None,

@@ -22,6 +22,7 @@ use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError};
 use crate::cgroup::{Group, Origin, Settings};
 use crate::failure::chain;
+use crate::network::{self, NetworkError};
 use crate::process::identify;
 use crate::provide;
 use crate::spec::{Bytes, Isolation, LogBounds, Spec};
@@ -50,6 +51,8 @@ enum ShimError {
     Store(#[from] StoreError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -199,6 +202,8 @@ impl Life<'_> {
         let spec = locked.tenant.spec()?;
         let mut state = self.state(Phase::Starting);
         locked.begin_run(&state)?;
+        // Before this process enters the tenant's cgroup.
+        let network = network::ensure(locked.tenant.directory(), &spec)?;
         let settings = Settings::of(&spec);
         let mut unlimited = self.group.make(&settings);
         if self.origin.is_none() {
@@ -207,7 +212,7 @@ impl Life<'_> {
                 Err(error) => unlimited.push(error.to_string()),
             }
         }
-        let mut backend = backend_of(locked.tenant.clone(), &spec, self.order)?;
+        let mut backend = backend_of(locked.tenant.clone(), &spec, self.order, network)?;
         let mut spawned = backend.spawn()?;
         state.monitor = identify(spawned.child.id());
         let booted = locked
@@ -253,8 +258,13 @@ impl Life<'_> {
     }
 }
 
-fn backend_of(tenant: Tenant, spec: &Spec, order: &Order) -> Result<Box<dyn Backend>, ShimError> {
+fn backend_of(
+    tenant: Tenant,
+    spec: &Spec,
+    order: &Order,
+    network: Option<network::Record>,
+) -> Result<Box<dyn Backend>, ShimError> {
     Ok(match spec.isolation {
-        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone())?),
+        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone(), network)?),
     })
 }

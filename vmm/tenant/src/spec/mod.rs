@@ -5,11 +5,14 @@ mod name;
 mod restart;
 mod size;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use fief_agent_proto::{MAX_KEYS, is_public_key_line};
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
+
+use crate::network::{Publish, resolver};
 
 pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
@@ -94,6 +97,17 @@ pub enum KernelChoice {
     Path(PathBuf),
 }
 
+/// Which network a tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Net {
+    /// The way out by address translation, and no other.
+    #[default]
+    Nat,
+    /// None; commands and shells work all the same.
+    None,
+}
+
 /// What a tenant asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +143,14 @@ pub struct Spec {
     /// Remove the tenant when it ends.
     #[serde(default)]
     pub remove: bool,
+    #[serde(default)]
+    pub net: Net,
+    /// Ports of the host that lead to the tenant's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// Name servers; the host's own if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Variables of every command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, String)>,
@@ -163,6 +185,16 @@ pub enum SpecError {
     Key(usize),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
+    #[error("{0} is of no use without a network; leave it out, or leave out --net none")]
+    WithoutNetwork(&'static str),
+    #[error(
+        "--publish {0} and --publish {1} are the same port of this machine; give different ones"
+    )]
+    SamePort(Publish, Publish),
+    #[error(
+        "--dns {0} is out of a tenant's reach; give an address beyond this machine and its links"
+    )]
+    Dns(IpAddr),
     #[error("{flag} {weight} is not possible; give 1 to 10000, where {DEFAULT_WEIGHT} is usual")]
     Weight { flag: &'static str, weight: u16 },
     #[error(
@@ -214,6 +246,7 @@ impl Spec {
         self.limits.check()?;
         self.check_end()?;
         self.check_env()?;
+        self.check_network()?;
         if self.log.files == 0 {
             return Err(SpecError::NoLog);
         }
@@ -247,6 +280,26 @@ impl Spec {
             ..=MAX_ENV => Ok(()),
             size => Err(SpecError::MuchEnv(size)),
         }
+    }
+
+    fn check_network(&self) -> Result<(), SpecError> {
+        if self.net == Net::None {
+            return match (self.publish.is_empty(), self.dns.is_empty()) {
+                (false, _) => Err(SpecError::WithoutNetwork("--publish")),
+                (_, false) => Err(SpecError::WithoutNetwork("--dns")),
+                _ => Ok(()),
+            };
+        }
+        for (at, port) in self.publish.iter().enumerate() {
+            if let Some(same) = self.publish[..at].iter().find(|other| other.collides(port)) {
+                return Err(SpecError::SamePort(*same, *port));
+            }
+        }
+        let beyond = self
+            .dns
+            .iter()
+            .find(|server| !resolver::is_reachable(**server));
+        beyond.map_or(Ok(()), |server| Err(SpecError::Dns(*server)))
     }
 
     fn check_keys(&self) -> Result<(), SpecError> {

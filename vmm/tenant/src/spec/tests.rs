@@ -16,6 +16,9 @@ pub(crate) fn spec() -> Spec {
         ssh_keys: Vec::new(),
         user: None,
         remove: false,
+        net: Net::None,
+        publish: Vec::new(),
+        dns: Vec::new(),
         env: Vec::new(),
         restart: RestartPolicy::No,
         autostart: false,
@@ -202,6 +205,63 @@ fn what_goes_on_the_kernel_command_line_cannot_add_words_to_it() {
         };
         assert_eq!(spec.check(TOTAL), Err(SpecError::User(bad.to_owned())));
     }
+}
+
+#[test]
+fn ports_and_name_servers_want_a_network() {
+    let net = || Spec {
+        net: Net::Nat,
+        publish: vec!["2222:22".parse().unwrap()],
+        dns: vec!["192.0.2.53".parse().unwrap()],
+        ..spec()
+    };
+    assert_eq!(net().check(TOTAL), Ok(()));
+    let without = Spec {
+        net: Net::None,
+        ..net()
+    };
+    assert_eq!(
+        without.check(TOTAL),
+        Err(SpecError::WithoutNetwork("--publish"))
+    );
+    let without = Spec {
+        publish: vec![],
+        ..without
+    };
+    assert_eq!(
+        without.check(TOTAL),
+        Err(SpecError::WithoutNetwork("--dns"))
+    );
+    let mut twice = net();
+    twice.publish.push("0.0.0.0:2222:80".parse().unwrap());
+    let error = twice.check(TOTAL).unwrap_err().to_string();
+    assert!(
+        error.contains("127.0.0.1:2222:22") && error.contains("0.0.0.0:2222:80"),
+        "{error}"
+    );
+    for bad in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "fe80::1",
+        "224.0.0.1",
+        "0.0.0.0",
+    ] {
+        let server = bad.parse().unwrap();
+        let spec = Spec {
+            dns: vec![server],
+            ..net()
+        };
+        assert_eq!(spec.check(TOTAL), Err(SpecError::Dns(server)));
+    }
+}
+
+#[test]
+fn a_spec_of_a_fief_that_knew_no_networks_has_one_now() {
+    let mut old = serde_json::to_value(spec()).unwrap();
+    old.as_object_mut().unwrap().remove("net").unwrap();
+    let spec: Spec = serde_json::from_value(old).unwrap();
+    assert_eq!(spec.net, Net::Nat);
 }
 
 #[test]

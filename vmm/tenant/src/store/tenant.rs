@@ -12,6 +12,7 @@ use super::lock::Held;
 use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
 use crate::cgroup::Group;
+use crate::network;
 use crate::spec::{Spec, TenantName, VERSION};
 
 /// How a tenant is.
@@ -296,8 +297,10 @@ impl Locked {
     /// No permission.
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
+        // Whoever gets the name next has no part in what was granted to this one.
+        network::forget_grants(&self.tenant)?;
         let _ = Group::of(&self.tenant).remove();
         let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
-        Ok(remove(&gone)?)
+        leftovers::dismantle(&gone)
     }
 }
