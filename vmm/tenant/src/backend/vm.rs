@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fief_api::{
     BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
-    MachineConfiguration, OnReboot, Vsock,
+    MachineConfiguration, NetworkInterface, OnReboot, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::CloneFlags;
@@ -36,6 +36,8 @@ const GUEST_CID: u64 = 3;
 const IMAGE_DRIVE: &str = "image";
 pub const DISK_DRIVE: &str = "disk";
 const MODULES_DRIVE: &str = "modules";
+/// Id of the network interface.
+pub const INTERFACE: &str = "eth0";
 
 /// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -119,6 +121,13 @@ impl Vm {
             vsock_id: None,
         })?;
         client.put_entropy(&Entropy::default())?;
+        if let Some(network) = &self.network {
+            client.put_network_interface(&NetworkInterface {
+                guest_mac: Some(network.mac().to_string()),
+                mtu: Some(u64::from(network.mtu)),
+                ..NetworkInterface::new(INTERFACE, network::TAP)
+            })?;
+        }
         client.put_lifecycle(&Lifecycle {
             on_reboot: OnReboot::Restart,
         })?;
