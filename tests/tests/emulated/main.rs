@@ -13,6 +13,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod listings;
+mod network;
 mod ssh;
 mod streams;
 mod terminal;
