@@ -15,6 +15,7 @@ mod lifecycle;
 mod listings;
 mod network;
 mod outside;
+mod ssh;
 mod streams;
 mod terminal;
 mod traces;

@@ -20,7 +20,7 @@ use super::file::{Reading, Writing};
 use super::socket::Socket;
 use super::system;
 use crate::log;
-use crate::provide::{Providing, Sshd};
+use crate::provide::{self, Providing, Sshd};
 use crate::spawn::spawn;
 
 /// Answers waiting beyond which a client that does not read them is not read either.
@@ -413,7 +413,7 @@ impl Session {
                 };
                 let providing = Providing::begin(&request, root)?;
                 self.streams.insert(id, Stream::Providing(providing));
-                if request.login.is_some_and(|login| !login.keys.is_empty()) {
+                if provide::gives_keys(&request) {
                     context.sshd.ensure(context.hello.init);
                 }
                 Ok(None)

@@ -185,7 +185,8 @@ impl Backend for Vm {
                 "--event-path",
                 EVENTS,
                 "--id",
-                self.tenant.name.as_str(),
+                // Neither dots nor underscores may be in an id.
+                &self.tenant.name.hostname(),
             ])
             .current_dir(self.tenant.run_directory())
             .stdin(Stdio::null())
