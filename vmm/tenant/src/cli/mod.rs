@@ -26,6 +26,7 @@ mod set;
 mod setup;
 pub mod ssh_key;
 mod start;
+mod stats;
 mod stop;
 mod wait;
 
@@ -108,6 +109,8 @@ enum Command {
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Show what running tenants use: processors, memory, disk, network
+    Stats(stats::Args),
     /// Copy files and directories into a tenant or out of it
     Cp(cp::Args),
     /// Show what a tenant printed on its console
@@ -207,6 +210,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Stats(args) => stats::run(&context, &args),
         Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
@@ -248,6 +252,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         Command::Shell(args) => Some(args.needs()),
         Command::Api(args) => args.needs(),
         Command::Set(args) => Some(args.needs()),
+        Command::Stats(args) => Some(args.needs()),
         Command::Start(_)
         | Command::Stop(_)
         | Command::Restart(_)
