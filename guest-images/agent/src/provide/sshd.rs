@@ -35,10 +35,7 @@ pub struct Sshd(Option<Pid>);
 impl Sshd {
     /// Starts it, unless it runs already or the image has none. Returns at once.
     pub fn ensure(&mut self, init: InitMode) {
-        let installed = Path::new("/usr/sbin/sshd")
-            .metadata()
-            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
-        if self.0.is_some() || !installed || init == InitMode::Program {
+        if self.0.is_some() || !is_installed(Path::new("/")) || init == InitMode::Program {
             return;
         }
         // SAFETY: the agent has one thread, so the child's copy of the heap and of every lock is consistent.
@@ -61,6 +58,13 @@ impl Sshd {
             self.0 = None;
         }
     }
+}
+
+/// Whether there is one below `root`.
+pub fn is_installed(root: &Path) -> bool {
+    root.join("usr/sbin/sshd")
+        .metadata()
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 /// In the child; returns only what failed.
