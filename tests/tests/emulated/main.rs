@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod by_path;
+mod changes;
 mod commands;
 mod control;
 mod copies;
@@ -12,8 +13,10 @@ mod instructions;
 mod isolation;
 mod kernels;
 mod lifecycle;
+mod limits;
 mod listings;
 mod network;
+mod outside;
 mod ssh;
 mod streams;
 mod terminal;

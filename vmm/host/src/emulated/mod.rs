@@ -8,6 +8,7 @@
 
 mod directory;
 pub mod keeper;
+pub mod ports;
 mod sync;
 
 use std::io;
@@ -69,6 +70,9 @@ pub enum EmulatedError {
         "the emulated host already runs with other options; stop it first with `fief host stop`"
     )]
     OtherHardware,
+    /// A port of this machine cannot be had for it.
+    #[error(transparent)]
+    Port(ports::Missing),
 }
 
 impl EmulatedError {

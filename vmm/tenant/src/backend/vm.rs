@@ -25,7 +25,7 @@ use crate::store::{Held, Tenant};
 
 /// Names in the run directory. The monitor starts there and uses them as they are: a unix socket's name is limited to
 /// 107 bytes (unix(7)), a state directory's is not.
-const API_SOCKET: &str = "api.sock";
+pub const API_SOCKET: &str = "api.sock";
 /// See [`API_SOCKET`].
 pub const VSOCK_SOCKET: &str = "vsock.sock";
 const EVENTS: &str = "events";

@@ -270,8 +270,8 @@ impl Copy {
                 signal
             });
             let copied = copy(&stopped, &progress);
-            if copied.is_err() {
-                // It would wait for the rest, or for a reader.
+            if matches!(&copied, Err(broken) if !broken.by_stream) {
+                // A stream that just ends is no reason for the other side to give up.
                 let _ = remote_control.cancel();
             }
             let remarks = remarks.join().unwrap_or_default();

@@ -89,6 +89,13 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         before = Some(spec.clone());
         args.apply(spec)?;
         spec.check(prepare::total_memory()?)?;
+        let had = before.as_ref().map_or(spec.disk, |before| before.disk);
+        if spec.disk < had {
+            return Err(Error::new(format!(
+                "--disk {} is less than the {had} it has, and a disk cannot shrink; give at least that",
+                spec.disk
+            )));
+        }
         if args.disk.is_some() {
             // Last, as it cannot be taken back.
             fief_images::disk::grow(&tenant.disk(), spec.disk.0)?;
