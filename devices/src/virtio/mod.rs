@@ -4,6 +4,7 @@ pub mod block;
 mod chain;
 pub mod entropy;
 pub mod pci;
+mod queue;
 mod segments;
 pub mod vsock;
 

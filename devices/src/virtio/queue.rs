@@ -26,18 +26,22 @@ pub(super) enum Taken {
     Chain(u16),
 }
 
-pub(super) struct VsockQueue {
+/// The device's end of a queue.
+pub(super) struct WorkerQueue {
     pub active: ActiveQueue,
+    /// The device's name, for the log.
+    device: Box<str>,
     /// Used entries were added since the driver was last told.
     untold: bool,
     /// Nothing is taken from it until reset.
     broken: bool,
 }
 
-impl VsockQueue {
-    pub fn new(active: ActiveQueue) -> Self {
+impl WorkerQueue {
+    pub fn new(active: ActiveQueue, device: &str) -> Self {
         Self {
             active,
+            device: device.into(),
             untold: false,
             broken: false,
         }
@@ -54,7 +58,7 @@ impl VsockQueue {
     /// Makes the worker come back to this queue.
     pub fn again(&self) {
         if let Err(error) = self.active.kick.write(1) {
-            tracing::error!("cannot wake the worker of vsock: {error}");
+            tracing::error!("cannot wake the worker of {}: {error}", self.device);
         }
     }
 
@@ -126,8 +130,8 @@ impl VsockQueue {
     /// Serves the queue no more.
     pub fn give_up(&mut self, Broken(why): Broken, interrupt: &Arc<dyn VirtioInterrupt>) {
         if !std::mem::replace(&mut self.broken, true) {
-            let index = self.active.index;
-            tracing::warn!("queue {index} of vsock waits for a reset: {why}");
+            let (index, device) = (self.active.index, &self.device);
+            tracing::warn!("queue {index} of {device} waits for a reset: {why}");
             interrupt.needs_reset();
         }
     }
