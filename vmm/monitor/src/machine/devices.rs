@@ -14,6 +14,7 @@ use fief_devices::pci::{
     CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
 };
 use fief_devices::virtio::VirtioDevice;
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
 use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
@@ -25,7 +26,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, SerialConfig, VmConfig};
+use crate::config::{BalloonConfig, DriveConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -59,6 +60,8 @@ pub enum DeviceError {
     },
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error("cannot set up the balloon: {0}")]
+    Balloon(io::Error),
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -95,6 +98,7 @@ pub struct Devices {
     virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
     slow: Arc<SharedWorker>,
+    balloon: Option<BalloonControl>,
 }
 
 /// Where the serial port's host side is.
@@ -114,7 +118,7 @@ impl Devices {
     pub fn new(
         config: &VmConfig,
         files: &Files,
-        ram: &GuestMemory,
+        ram: &Arc<GuestMemory>,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
@@ -154,7 +158,14 @@ impl Devices {
         let vectors = gsis.msi_allocator();
         let doorbells: Arc<dyn Doorbells> = Arc::new(IoEventDoorbells::new(Arc::clone(vm)));
         let mut virtio = Vec::new();
-        for model in virtio_models(config, files, &slow)? {
+        let mut models = virtio_models(config, files, &slow)?;
+        let mut balloon = None;
+        if let Some(config) = &config.balloon {
+            let model = balloon_model(*config, ram, &slow).map_err(DeviceError::Balloon)?;
+            balloon = Some(model.control());
+            models.push(Box::new(model));
+        }
+        for model in models {
             let platform = Platform {
                 memory: ram.ram().clone(),
                 interrupts: vectors.as_ref(),
@@ -171,12 +182,18 @@ impl Devices {
             virtio,
             serial: Mutex::new(Serial::Idle(serial)),
             slow,
+            balloon,
         });
         Ok((devices, MachineBuses { ports, memory }))
     }
 
     pub fn press_power_button(&self) {
         self.power.press_power_button();
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_ref()
     }
 
     /// Lets the workers of the devices work.
@@ -249,6 +266,28 @@ fn virtio_models(
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
     }
     Ok(models)
+}
+
+fn balloon_model(
+    config: BalloonConfig,
+    ram: &Arc<GuestMemory>,
+    slow: &Arc<SharedWorker>,
+) -> io::Result<Balloon> {
+    if !ram.can_release() {
+        tracing::warn!(
+            "the balloon gives nothing back to the host: with huge_pages 2M memory is reserved"
+        );
+    }
+    let offered = balloon::BalloonConfig {
+        deflate_on_oom: config.deflate_on_oom,
+        statistics: config.statistics,
+        reporting: config.reporting,
+    };
+    let release = Arc::clone(ram) as Arc<_>;
+    let model = Balloon::new(offered, release, Arc::clone(slow))?;
+    model.control().set_target(config.target_mib);
+    model.control().set_interval(config.interval_s);
+    Ok(model)
 }
 
 fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
+use fief_devices::virtio::balloon::{BalloonControl, BalloonReport};
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -21,6 +22,36 @@ pub enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    Balloon(BalloonCommand),
+}
+
+/// What is asked of the machine's balloon.
+#[derive(Debug)]
+pub enum BalloonCommand {
+    /// Take this many MiB.
+    SetTarget(u32),
+    /// Ask for statistics this often, in seconds.
+    SetInterval(u16),
+    /// Ask for new statistics; they are sent when the guest answers.
+    Refresh(oneshot::Sender<BalloonReport>),
+    /// Send what is known.
+    Report(oneshot::Sender<BalloonReport>),
+}
+
+impl BalloonCommand {
+    fn carry_out(self, balloon: &BalloonControl) {
+        match self {
+            Self::SetTarget(mib) => balloon.set_target(mib),
+            Self::SetInterval(seconds) => balloon.set_interval(seconds),
+            Self::Refresh(reply) => balloon.refresh(Box::new(|report| {
+                // The client may be gone, here and below.
+                let _ = reply.send(report);
+            })),
+            Self::Report(reply) => {
+                let _ = reply.send(balloon.report());
+            }
+        }
+    }
 }
 
 /// Done, or a sentence that says why not.
@@ -70,6 +101,8 @@ pub trait Guest {
     /// The machine has ended.
     fn pause(&self) -> Result<(), MachineError>;
     fn press_power_button(&self);
+    /// Its balloon, if it has one.
+    fn balloon(&self) -> Option<&BalloonControl>;
 }
 
 impl Guest for Machine {
@@ -83,6 +116,10 @@ impl Guest for Machine {
 
     fn press_power_button(&self) {
         Machine::press_power_button(self);
+    }
+
+    fn balloon(&self) -> Option<&BalloonControl> {
+        Machine::balloon(self)
     }
 }
 
@@ -216,6 +253,11 @@ impl Control {
             Command::Resume => machine.resume(),
             Command::PressPowerButton => {
                 machine.press_power_button();
+                Ok(())
+            }
+            Command::Balloon(command) => {
+                let balloon = machine.balloon().ok_or("the microVM has no balloon")?;
+                command.carry_out(balloon);
                 Ok(())
             }
         };
