@@ -4,11 +4,13 @@ pub mod balloon;
 pub mod block;
 mod chain;
 pub mod entropy;
+pub mod net;
 pub mod pci;
 mod queue;
 mod segments;
 pub mod vsock;
 
+use std::any::Any;
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -76,7 +78,7 @@ pub enum ActivateError {
 ///
 /// Its methods run on vCPU threads or the control thread, one at a time (the transport holds a lock for the control
 /// path). Queues belong to the device's worker threads from `activate` to `suspend`; nothing else touches them.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Send + Any {
     /// The device's type.
     fn id(&self) -> DeviceId;
 
@@ -116,6 +118,7 @@ pub enum DeviceState {
     Balloon(balloon::BalloonState),
     Block(block::BlockState),
     Entropy(entropy::EntropyState),
+    Net(net::NetState),
     Vsock(vsock::VsockState),
     /// Of the devices that the transport's tests make up.
     #[cfg(test)]

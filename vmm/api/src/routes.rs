@@ -40,6 +40,10 @@ pub enum Endpoint {
     PutDrive(String),
     /// With the drive's id.
     PatchDrive(String),
+    /// With the interface's id.
+    PutNetworkInterface(String),
+    /// With the interface's id.
+    PatchNetworkInterface(String),
     PutVsock,
     PutEntropy,
     GetBalloon,
@@ -99,6 +103,16 @@ pub const ROUTES: &[Route] = &[
     change(Method::Put, "/boot-source", "BootSource"),
     change(Method::Put, "/drives/{drive_id}", "Drive"),
     change(Method::Patch, "/drives/{drive_id}", "PartialDrive"),
+    change(
+        Method::Put,
+        "/network-interfaces/{iface_id}",
+        "NetworkInterface",
+    ),
+    change(
+        Method::Patch,
+        "/network-interfaces/{iface_id}",
+        "PartialNetworkInterface",
+    ),
     change(Method::Put, "/vsock", "Vsock"),
     change(Method::Put, "/entropy", "Entropy"),
     get("/balloon", "Balloon"),
@@ -115,13 +129,12 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// First parts of Firecracker's paths that this API does not have, or not all of.
-const FIRECRACKER_ONLY: [&str; 8] = [
+const FIRECRACKER_ONLY: [&str; 7] = [
     "balloon",
     "cpu-config",
     "hotplug",
     "metrics",
     "mmds",
-    "network-interfaces",
     "pmem",
     "snapshot",
 ];
@@ -141,6 +154,8 @@ pub enum RouteError {
     },
     #[error("the path has no drive id: use /drives/ID")]
     NoDriveId,
+    #[error("the path has no interface id: use /network-interfaces/ID")]
+    NoInterfaceId,
 }
 
 /// Enough of a path for a message.
@@ -169,6 +184,9 @@ impl Endpoint {
             ("PUT", ["drives", id]) => Self::PutDrive((*id).to_owned()),
             ("PATCH", ["drives", id]) => Self::PatchDrive((*id).to_owned()),
             ("PUT" | "PATCH", ["drives"]) => return Err(RouteError::NoDriveId),
+            ("PUT", ["network-interfaces", id]) => Self::PutNetworkInterface((*id).to_owned()),
+            ("PATCH", ["network-interfaces", id]) => Self::PatchNetworkInterface((*id).to_owned()),
+            ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
             ("PUT", ["vsock"]) => Self::PutVsock,
             ("PUT", ["entropy"]) => Self::PutEntropy,
             ("GET", ["balloon"]) => Self::GetBalloon,
@@ -228,6 +246,12 @@ impl Endpoint {
             Self::PutBootSource => (Method::Put, "/boot-source"),
             Self::PutDrive(id) => return (Method::Put, format!("/drives/{id}")),
             Self::PatchDrive(id) => return (Method::Patch, format!("/drives/{id}")),
+            Self::PutNetworkInterface(id) => {
+                return (Method::Put, format!("/network-interfaces/{id}"));
+            }
+            Self::PatchNetworkInterface(id) => {
+                return (Method::Patch, format!("/network-interfaces/{id}"));
+            }
             Self::PutVsock => (Method::Put, "/vsock"),
             Self::PutEntropy => (Method::Put, "/entropy"),
             Self::GetBalloon => (Method::Get, "/balloon"),

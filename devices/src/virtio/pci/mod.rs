@@ -10,6 +10,7 @@ mod lifecycle;
 mod state;
 mod status;
 
+use std::any::Any;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -166,6 +167,14 @@ impl VirtioPci {
     /// Calls `ask` with the device model, under the control path's lock.
     pub fn with_device<R>(&self, ask: impl FnOnce(&mut dyn VirtioDevice) -> R) -> R {
         ask(self.lock().device.as_mut())
+    }
+
+    /// Calls `change` with the device model if that is a `D`, under the control path's lock; `None` if it is something
+    /// else. What changes its configuration is to be followed by [`config_changed`](Self::config_changed).
+    pub fn with_model<D: VirtioDevice, R>(&self, change: impl FnOnce(&mut D) -> R) -> Option<R> {
+        let mut control = self.lock();
+        let model: &mut dyn Any = control.device.as_mut();
+        model.downcast_mut().map(change)
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {

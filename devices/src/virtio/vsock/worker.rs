@@ -176,7 +176,7 @@ impl VsockHandler {
             }
         }
         if free.is_some() {
-            self.rx.put_back();
+            self.rx.put_back(1);
         }
         Ok(more)
     }

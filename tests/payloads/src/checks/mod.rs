@@ -4,5 +4,6 @@ pub mod block;
 pub mod entropy;
 pub mod entry;
 pub mod interrupt;
+pub mod net;
 pub mod pci;
 pub mod vsock;

@@ -138,6 +138,7 @@ fn least() -> VmConfig {
             args: String::new(),
         },
         drives: Vec::new(),
+        interfaces: Vec::new(),
         vsock: None,
         entropy: false,
         balloon: None,

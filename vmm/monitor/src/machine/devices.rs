@@ -10,6 +10,7 @@ use fief_devices::doorbell::Doorbells;
 use fief_devices::legacy::{
     self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart,
 };
+use fief_devices::limiter::Limits;
 use fief_devices::pci::{
     CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
 };
@@ -17,6 +18,7 @@ use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
+use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
 use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
 use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
@@ -26,7 +28,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{BalloonConfig, DriveConfig, SerialConfig, VmConfig};
+use crate::config::{BalloonConfig, DriveConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -58,6 +60,22 @@ pub enum DeviceError {
         path: PathBuf,
         source: BlockError,
     },
+    #[error("cannot attach interface {id} to {tap}: {source}")]
+    OpenTap {
+        id: String,
+        tap: String,
+        source: io::Error,
+    },
+    #[error("interface {id} cannot use {tap}: {source}")]
+    Tap {
+        id: String,
+        tap: String,
+        source: TapError,
+    },
+    #[error("interface {id}: {source}")]
+    Interface { id: String, source: NetError },
+    #[error("there is no interface {0}")]
+    NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error("cannot set up the balloon: {0}")]
@@ -98,7 +116,6 @@ pub struct Devices {
     virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
     slow: Arc<SharedWorker>,
-    balloon: Option<BalloonControl>,
 }
 
 /// Where the serial port's host side is.
@@ -158,14 +175,7 @@ impl Devices {
         let vectors = gsis.msi_allocator();
         let doorbells: Arc<dyn Doorbells> = Arc::new(IoEventDoorbells::new(Arc::clone(vm)));
         let mut virtio = Vec::new();
-        let mut models = virtio_models(config, files, &slow)?;
-        let mut balloon = None;
-        if let Some(config) = &config.balloon {
-            let model = balloon_model(*config, ram, &slow).map_err(DeviceError::Balloon)?;
-            balloon = Some(model.control());
-            models.push(Box::new(model));
-        }
-        for model in models {
+        for model in virtio_models(config, files, ram, &slow)? {
             let platform = Platform {
                 memory: ram.ram().clone(),
                 interrupts: vectors.as_ref(),
@@ -182,7 +192,6 @@ impl Devices {
             virtio,
             serial: Mutex::new(Serial::Idle(serial)),
             slow,
-            balloon,
         });
         Ok((devices, MachineBuses { ports, memory }))
     }
@@ -192,8 +201,28 @@ impl Devices {
     }
 
     /// The balloon, if there is one.
-    pub fn balloon(&self) -> Option<&BalloonControl> {
-        self.balloon.as_ref()
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        let control = |balloon: &mut Balloon| balloon.control();
+        self.virtio
+            .iter()
+            .find_map(|function| function.with_model(control))
+    }
+
+    /// Other limits for a network interface, from now on.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), DeviceError> {
+        let limit = |net: &mut Net| (net.name() == id).then(|| net.set_limits(rx, tx));
+        let found = self
+            .virtio
+            .iter()
+            .find_map(|function| function.with_model(limit).flatten());
+        let done = found.ok_or_else(|| DeviceError::NoInterface(id.to_owned()))?;
+        done.map_err(|source| DeviceError::Interface {
+            id: id.to_owned(),
+            source,
+        })
     }
 
     /// Lets the workers of the devices work.
@@ -253,17 +282,25 @@ impl Devices {
 fn virtio_models(
     config: &VmConfig,
     files: &Files,
+    ram: &Arc<GuestMemory>,
     slow: &Arc<SharedWorker>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in &config.drives {
         models.push(Box::new(block(drive, files)?));
     }
+    for interface in &config.interfaces {
+        models.push(Box::new(net(interface, files)?));
+    }
     if let Some(vsock) = &config.vsock {
         models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
     if config.entropy {
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
+    }
+    if let Some(config) = config.balloon {
+        let model = balloon_model(config, ram, slow).map_err(DeviceError::Balloon)?;
+        models.push(Box::new(model));
     }
     Ok(models)
 }
@@ -315,6 +352,30 @@ fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {
         path: drive.path.clone(),
         source,
     })
+}
+
+fn net(interface: &InterfaceConfig, files: &Files) -> Result<Net, DeviceError> {
+    let (id, tap) = (interface.id.clone(), interface.tap.clone());
+    let file = files
+        .open_tap(&interface.tap)
+        .map_err(|source| DeviceError::OpenTap {
+            id: id.clone(),
+            tap: tap.clone(),
+            source,
+        })?;
+    let tap = Tap::new(file).map_err(|source| DeviceError::Tap {
+        id: id.clone(),
+        tap,
+        source,
+    })?;
+    let config = NetConfig {
+        id: id.clone(),
+        mac: interface.mac,
+        mtu: interface.mtu,
+        rx_limits: interface.rx_limits,
+        tx_limits: interface.tx_limits,
+    };
+    Net::new(tap, config).map_err(|source| DeviceError::Interface { id, source })
 }
 
 /// What the guest asks for or reports, as the control understands it.

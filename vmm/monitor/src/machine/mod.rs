@@ -10,6 +10,7 @@ mod vcpus;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use fief_devices::limiter::Limits;
 use fief_devices::virtio::balloon::BalloonControl;
 
 use crate::boot::BootError;
@@ -106,13 +107,21 @@ impl Machine {
         Ok(())
     }
 
+    /// Other limits for a network interface, from now on; paused or not.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Ok(self.devices.limit_interface(id, rx, tx)?)
+    }
+
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).
     pub fn press_power_button(&self) {
         self.devices.press_power_button();
     }
 
     /// A way to speak to its balloon, if it has one.
-    pub fn balloon(&self) -> Option<&BalloonControl> {
+    pub fn balloon(&self) -> Option<BalloonControl> {
         self.devices.balloon()
     }
 

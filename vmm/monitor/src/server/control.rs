@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
+use fief_devices::limiter::Limits;
 use fief_devices::virtio::balloon::{BalloonControl, BalloonReport};
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -23,6 +24,12 @@ pub enum Command {
     Resume,
     PressPowerButton,
     Balloon(BalloonCommand),
+    /// Other limits for a network interface.
+    LimitInterface {
+        id: String,
+        rx: Limits,
+        tx: Limits,
+    },
 }
 
 /// What is asked of the machine's balloon.
@@ -101,8 +108,11 @@ pub trait Guest {
     /// The machine has ended.
     fn pause(&self) -> Result<(), MachineError>;
     fn press_power_button(&self);
-    /// Its balloon, if it has one.
-    fn balloon(&self) -> Option<&BalloonControl>;
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
+    /// A way to speak to its balloon, if it has one.
+    fn balloon(&self) -> Option<BalloonControl>;
 }
 
 impl Guest for Machine {
@@ -118,7 +128,11 @@ impl Guest for Machine {
         Machine::press_power_button(self);
     }
 
-    fn balloon(&self) -> Option<&BalloonControl> {
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Machine::limit_interface(self, id, rx, tx)
+    }
+
+    fn balloon(&self) -> Option<BalloonControl> {
         Machine::balloon(self)
     }
 }
@@ -255,9 +269,10 @@ impl Control {
                 machine.press_power_button();
                 Ok(())
             }
+            Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),
             Command::Balloon(command) => {
                 let balloon = machine.balloon().ok_or("the microVM has no balloon")?;
-                command.carry_out(balloon);
+                command.carry_out(&balloon);
                 Ok(())
             }
         };

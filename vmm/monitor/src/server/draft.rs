@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use fief_api::{
     Balloon, BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine,
-    Lifecycle, MachineConfiguration, MachineConfigurationUpdate, Serial, SerialDestination, Vsock,
+    Lifecycle, MachineConfiguration, MachineConfigurationUpdate, NetworkInterface,
+    PartialNetworkInterface, RateLimiter, Serial, SerialDestination, TokenBucket, Vsock,
 };
+use fief_devices::limiter::{Limit, Limits};
 
 use super::error::RequestError;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
-    BalloonConfig, BootConfig, CpuConfig, DriveConfig, MemoryBacking, MemoryConfig, OnReboot,
-    SerialConfig, VmConfig, VsockConfig, insert_drive,
+    BalloonConfig, BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking,
+    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_drive, insert_interface,
 };
 use crate::machine::files::Files;
 
@@ -32,6 +34,7 @@ pub struct Draft {
     memory: MemoryConfig,
     boot: Option<BootConfig>,
     drives: Vec<DriveConfig>,
+    interfaces: Vec<InterfaceConfig>,
     vsock: Option<VsockConfig>,
     balloon: Option<BalloonConfig>,
     serial: SerialConfig,
@@ -54,6 +57,7 @@ impl Draft {
             memory,
             boot: None,
             drives: Vec::new(),
+            interfaces: Vec::new(),
             vsock: None,
             balloon: None,
             serial: SerialConfig::Stdio,
@@ -78,6 +82,15 @@ impl Draft {
                 ));
             }
             self.put_drive(drive)?;
+        }
+        for interface in config.network_interfaces {
+            let id = &interface.iface_id;
+            if self.interfaces.iter().any(|other| other.id == *id) {
+                return Err(RequestError::Unsupported(
+                    "two network interfaces have the same iface_id; give each its own",
+                ));
+            }
+            self.put_interface(interface)?;
         }
         if let Some(vsock) = config.vsock {
             self.put_vsock(vsock)?;
@@ -218,6 +231,63 @@ impl Draft {
         })
     }
 
+    pub fn put_interface(&mut self, interface: NetworkInterface) -> Result<(), RequestError> {
+        let mac = interface.guest_mac.as_deref();
+        let config = InterfaceConfig {
+            id: interface.iface_id.clone(),
+            tap: interface.host_dev_name.clone(),
+            mac: mac.map(InterfaceConfig::mac).transpose()?,
+            mtu: interface.mtu.map(InterfaceConfig::mtu).transpose()?,
+            rx_limits: limits(interface.rx_rate_limiter),
+            tx_limits: limits(interface.tx_rate_limiter),
+        };
+        let mut interfaces = self.interfaces.clone();
+        insert_interface(&mut interfaces, config)?;
+        // Detached again until the start: nobody is to send into a machine that is not there yet.
+        let opened = self.files.open_tap(&interface.host_dev_name);
+        opened.map_err(|source| RequestError::Tap {
+            name: interface.host_dev_name.clone(),
+            source,
+        })?;
+        self.interfaces = interfaces;
+        self.remember_interface(interface);
+        Ok(())
+    }
+
+    /// The interface that `update` is for, with other limits.
+    ///
+    /// # Errors
+    /// There is no such interface, or nothing is to change.
+    pub fn limited_interface(
+        &self,
+        update: PartialNetworkInterface,
+    ) -> Result<NetworkInterface, RequestError> {
+        let mut interfaces = self.wire.network_interfaces.iter();
+        let interface = interfaces.find(|interface| interface.iface_id == update.iface_id);
+        let mut interface =
+            (interface.cloned()).ok_or(RequestError::NoInterface(update.iface_id))?;
+        let merge = |old: &mut Option<RateLimiter>, update: Option<RateLimiter>| {
+            if let Some(update) = update {
+                *old = Some(old.unwrap_or_default().updated(update));
+            }
+        };
+        merge(&mut interface.rx_rate_limiter, update.rx_rate_limiter);
+        merge(&mut interface.tx_rate_limiter, update.tx_rate_limiter);
+        Ok(interface)
+    }
+
+    /// For `GET /vm/config`.
+    pub fn remember_interface(&mut self, interface: NetworkInterface) {
+        let interfaces = &mut self.wire.network_interfaces;
+        match interfaces
+            .iter_mut()
+            .find(|other| other.iface_id == interface.iface_id)
+        {
+            Some(other) => *other = interface,
+            None => interfaces.push(interface),
+        }
+    }
+
     pub fn put_vsock(&mut self, vsock: Vsock) -> Result<(), RequestError> {
         let config = VsockConfig::new(vsock.guest_cid, PathBuf::from(&vsock.uds_path))?;
         if config.uds_path.symlink_metadata().is_ok() {
@@ -350,6 +420,7 @@ impl Draft {
             memory: self.memory.clone(),
             boot: self.boot.clone().ok_or(RequestError::NoKernel)?,
             drives: self.drives.clone(),
+            interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
             entropy: self.wire.entropy.is_some(),
             balloon: self.balloon,
@@ -368,6 +439,20 @@ impl Draft {
 
 const NO_RATE_LIMITS: RequestError =
     RequestError::Unsupported("rate limits are not supported yet; leave rate_limiter out");
+
+/// What a rate limiter of the API means to a device.
+pub fn limits(limiter: Option<RateLimiter>) -> Limits {
+    let limit = |bucket: TokenBucket| Limit {
+        size: bucket.size,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        refill_time: bucket.refill_time,
+    };
+    let limiter = limiter.unwrap_or_default();
+    Limits {
+        bandwidth: limiter.bandwidth.map(limit),
+        ops: limiter.ops.map(limit),
+    }
+}
 
 fn machine_parts(
     machine: &MachineConfiguration,

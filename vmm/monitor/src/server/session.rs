@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::control::{BalloonCommand, Command, Post};
-use super::draft::Draft;
+use super::draft::{Draft, limits};
 use super::error::RequestError;
 use crate::logger;
 use crate::machine::files::Files;
@@ -61,7 +61,8 @@ fn when(endpoint: &Endpoint) -> When {
         | Endpoint::GetBalloonStatistics
         | Endpoint::PatchBalloonStatistics
         | Endpoint::PatchVm
-        | Endpoint::PatchDrive(_) => When::AfterStart,
+        | Endpoint::PatchDrive(_)
+        | Endpoint::PatchNetworkInterface(_) => When::AfterStart,
         _ => When::BeforeStart,
     }
 }
@@ -106,6 +107,23 @@ impl Session {
                 Err(RequestError::Unsupported(
                     "a running microVM cannot change its drives yet; stop it and start it with the new ones",
                 ))
+            }
+            Endpoint::PutNetworkInterface(id) => {
+                let interface: fief_api::NetworkInterface = body.parse()?;
+                same_id(&id, &interface.iface_id)?;
+                done(self.draft.put_interface(interface))
+            }
+            Endpoint::PatchNetworkInterface(id) => {
+                let update: fief_api::PartialNetworkInterface = body.parse()?;
+                same_id(&id, &update.iface_id)?;
+                let interface = self.draft.limited_interface(update)?;
+                let (rx, tx) = (
+                    limits(interface.rx_rate_limiter),
+                    limits(interface.tx_rate_limiter),
+                );
+                self.ask(Command::LimitInterface { id, rx, tx }).await?;
+                self.draft.remember_interface(interface);
+                Ok(Answer::Done)
             }
             Endpoint::PutVsock => done(self.draft.put_vsock(body.parse()?)),
             Endpoint::PutEntropy => done(self.draft.put_entropy(body.parse()?)),

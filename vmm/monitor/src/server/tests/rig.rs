@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fief_api::{BootSource, Client, InstanceState};
+use fief_devices::limiter;
 use fief_devices::ram::ReleasePages;
 use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::worker::{SharedWorker, ThreadKind};
@@ -26,6 +27,8 @@ pub struct Notes {
     pub done: Mutex<Vec<String>>,
     pub config: Mutex<Option<VmConfig>>,
     pub on_event: Mutex<Option<OnEvent>>,
+    /// The last limits of an interface, rx and tx.
+    pub limits: Mutex<Option<(limiter::Limits, limiter::Limits)>>,
     /// Error of the next attempt to build.
     pub build_error: Mutex<Option<MachineError>>,
     /// The next pause waits for a message here.
@@ -97,8 +100,19 @@ impl Guest for FakeMachine {
         self.notes.note("power button");
     }
 
-    fn balloon(&self) -> Option<&BalloonControl> {
-        self.balloon.as_ref()
+    fn balloon(&self) -> Option<BalloonControl> {
+        self.balloon.clone()
+    }
+
+    fn limit_interface(
+        &self,
+        id: &str,
+        rx: limiter::Limits,
+        tx: limiter::Limits,
+    ) -> Result<(), MachineError> {
+        self.notes.note(&format!("limits of {id}"));
+        *self.notes.limits.lock().unwrap() = Some((rx, tx));
+        Ok(())
     }
 }
 
