@@ -110,7 +110,7 @@ pub fn hold(context: &Context, ports: &[Port]) -> Result<Held> {
     let held = EmulatedHost::open(context.state()).hold(ports)?;
     for missing in &held.missing {
         say(&format!(
-            "fief: a tenant's published port leads nowhere for now: {missing}"
+            "fief: a published port does not lead to its tenant from here: {missing}"
         ));
     }
     Ok(held)

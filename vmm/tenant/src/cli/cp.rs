@@ -202,7 +202,8 @@ impl Copy {
     /// From the tenant to here.
     fn out(mut self, path: &str, target: &Side) -> Result<()> {
         let stdout = self.process.take_stdout().ok_or_else(no_stream)?;
-        let source = source_of(Path::new(path));
+        // What `..` means in there, nobody here knows.
+        let source = Source::of(Path::new(path), || None);
         if *target == Side::Stream && io::stdout().is_terminal() {
             return Err(Error::new(
                 "a tar stream is not for a terminal; pipe it, or give a path here",

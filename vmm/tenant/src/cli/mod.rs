@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod access;
 mod api;
 mod context;
 mod cp;
@@ -190,6 +191,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         output(&Cli::command().render_help().to_string())?;
         return Ok(ExitCode::SUCCESS);
     };
+    if cli.state_dir.is_none() && !matches!(command, Command::Version) {
+        access::pass(&context::default_state()?)?;
+    }
     let context = Context::new(cli.host, cli.state_dir)?;
     if let Some(carried) = carried(&command)
         && context.is_emulated()

@@ -48,6 +48,15 @@ impl fmt::Display for Port {
 }
 
 impl Port {
+    /// Whether both mean the same port, at least on one address.
+    fn collides(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.port == other.port
+            && (self.address == other.address
+                || self.address.is_unspecified()
+                || other.address.is_unspecified())
+    }
+
     /// Where it leads inside.
     fn inside(self) -> SocketAddr {
         let address = if self.address.is_unspecified() {
@@ -64,7 +73,7 @@ impl Port {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Held {
-        /// Ports that tenants publish and that cannot be had, with the reason; told once.
+        /// Ports that are published, or about to be, and that lead nowhere from here, with the reason; told once.
         missing: Vec<Missing>,
     },
     Refused(Missing),
@@ -80,6 +89,14 @@ pub struct Missing {
 }
 
 impl Missing {
+    /// For a port that is of no use on this side.
+    fn udp(port: Port) -> Self {
+        Self {
+            port,
+            errno: nix::libc::EPROTONOSUPPORT,
+        }
+    }
+
     fn text(&self) -> String {
         let port = self.port;
         let error = io::Error::from_raw_os_error(self.errno);
@@ -95,6 +112,9 @@ impl Missing {
                     "cannot publish {port}: {error}; ports below 1024 are root's, choose a higher one"
                 )
             }
+            _ if port.protocol == Transport::Udp => format!(
+                "port {port} is published in the emulated host alone; only TCP is carried there from here"
+            ),
             _ => format!("cannot publish {port}: {error}"),
         }
     }
@@ -104,7 +124,7 @@ impl Missing {
 #[derive(Debug)]
 pub struct Held {
     stream: UnixStream,
-    /// Ports that tenants publish and that this machine cannot give them.
+    /// Ports that are published, or about to be, and that lead nowhere from here.
     pub missing: Vec<Missing>,
 }
 

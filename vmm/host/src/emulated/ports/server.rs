@@ -140,9 +140,13 @@ impl Ports {
 
     fn take(&self, id: u64, ports: &[Port]) -> Answer {
         let first = !self.table().known;
-        let missing = if first { self.refresh() } else { Vec::new() };
+        let mut missing = if first { self.refresh() } else { Vec::new() };
+        let (tcp, udp): (Vec<Port>, Vec<Port>) = ports
+            .iter()
+            .partition(|port| port.protocol == Transport::Tcp);
+        missing.extend(udp.into_iter().map(Missing::udp));
         let mut table = self.table();
-        if let Err(missing) = table.take_all(ports) {
+        if let Err(missing) = table.take_all(&tcp) {
             return Answer::Refused(missing);
         }
         table.holds.insert(id, ports.to_vec());
@@ -226,11 +230,13 @@ impl Ports {
 }
 
 impl Table {
-    /// Takes all of them or none. Those that are taken already are left to the `fief` inside, which knows whose they are.
+    /// Takes all of them or none. Where one is in the way of another that is ours, it is left to the `fief` inside to
+    /// refuse it: that knows whose it is.
     fn take_all(&mut self, ports: &[Port]) -> Result<(), Missing> {
-        let mut new = Vec::new();
+        let mut new: Vec<(Port, Arc<TcpListener>)> = Vec::new();
         for port in ports {
-            if !self.taken.contains_key(port) && !new.iter().any(|(taken, _)| taken == port) {
+            let mut ours = self.taken.keys().chain(new.iter().map(|(port, _)| port));
+            if !ours.any(|ours| ours.collides(port)) {
                 new.push((*port, Arc::new(take(*port)?)));
             }
         }
@@ -268,10 +274,10 @@ pub(super) struct ToAccept {
 }
 
 fn take(port: Port) -> Result<TcpListener, Missing> {
-    let bound = match port.protocol {
-        Transport::Tcp => TcpListener::bind((port.address, port.port)),
-        Transport::Udp => Err(io::ErrorKind::Unsupported.into()),
-    };
+    if port.protocol == Transport::Udp {
+        return Err(Missing::udp(port));
+    }
+    let bound = TcpListener::bind((port.address, port.port));
     let listener = bound.and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)

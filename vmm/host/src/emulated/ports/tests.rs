@@ -161,6 +161,41 @@ fn a_port_in_use_is_the_commands_error_and_nothing_is_taken() {
 }
 
 #[test]
+fn a_port_of_udp_is_published_inside_alone_and_its_user_told() {
+    let keeper = Keeper::new(&[]);
+    let tcp = port(10, 4000);
+    let udp = Port {
+        protocol: Transport::Udp,
+        ..tcp
+    };
+    let held = keeper.hold(&[tcp, udp]).unwrap();
+    let [missing] = &held.missing[..] else {
+        panic!("{:?}", held.missing)
+    };
+    let text = missing.to_string();
+    assert!(
+        text.contains("4000/udp") && text.contains("only TCP"),
+        "{text}"
+    );
+    assert!(!is_free(tcp));
+}
+
+#[test]
+fn a_port_in_the_way_of_our_own_is_left_to_the_fief_inside() {
+    let keeper = Keeper::new(&[]);
+    let one = port(11, 4100);
+    let every = Port {
+        address: Ipv4Addr::UNSPECIFIED,
+        ..one
+    };
+    let first = keeper.hold(&[one, every]).unwrap();
+    drop(keeper.hold(&[every]).unwrap());
+    assert!(!is_free(one));
+    drop(first);
+    assert!(is_free(one) && is_free(every));
+}
+
+#[test]
 fn two_commands_may_hold_one_port_and_it_is_there_for_both() {
     let keeper = Keeper::new(&[]);
     let port = port(4, 4000);

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use crate::cgroup::Group;
+use crate::network::Record;
 use crate::store::Tenant;
 
 /// What was counted at a moment.
@@ -36,6 +37,13 @@ impl Sample {
         let status = proc("status").unwrap_or_default();
         let io = proc("io").unwrap_or_default();
         let disk = tenant.disk();
+        let link = Record::read(tenant.directory()).ok().flatten();
+        // The host's end receives what the tenant sends.
+        let link = |counter: &str| {
+            let link = &link.as_ref()?.link;
+            let file = format!("/sys/class/net/{link}/statistics/{counter}");
+            fs::read_to_string(file).ok()?.trim().parse().ok()
+        };
         Some(Self {
             name: tenant.name.to_string(),
             at: Instant::now(),
@@ -50,8 +58,8 @@ impl Sample {
             disk_size: disk.metadata().map_or(0, |data| data.len()),
             read: keyed(&io, "read_bytes:"),
             written: keyed(&io, "write_bytes:"),
-            received: None,
-            sent: None,
+            received: link("tx_bytes"),
+            sent: link("rx_bytes"),
         })
     }
 }
