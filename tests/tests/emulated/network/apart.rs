@@ -175,8 +175,10 @@ fn nobody_speaks_in_anothers_name() {
     for (probe, element) in &probes {
         // The gateway's MAC is known: it is not the question for it, also in another's name, that is refused.
         let know = || {
-            bob.probe(&format!("ping {OUTSIDE}")).ok();
-            bob.probe(&format!("ping {OUTSIDE6}")).ok();
+            bob.probe(&format!("ping {OUTSIDE} --bind {}", bob.address))
+                .ok();
+            bob.probe(&format!("ping {OUTSIDE6} --bind {}", bob.address6))
+                .ok();
         };
         know();
         let before = count();
