@@ -27,6 +27,8 @@ struct Rig {
     huge_pages: &'static str,
     /// Interfaces, as the API has them.
     interfaces: serde_json::Value,
+    /// The API is served, at `api`.
+    api: bool,
 }
 
 /// What came out of a run.
@@ -82,6 +84,7 @@ impl Rig {
             memory_mib: 64,
             huge_pages: "Transparent",
             interfaces: serde_json::json!([]),
+            api: false,
         }
     }
 
@@ -119,10 +122,12 @@ impl Rig {
 
     fn spawn(&self) -> Child {
         let mut command = Command::new(binary("fief-vmm"));
-        command
-            .arg("--no-api")
-            .arg("--config-file")
-            .arg(self.path("config.json"));
+        if self.api {
+            command.arg("--api-sock").arg(self.path("api"));
+        } else {
+            command.arg("--no-api");
+        }
+        command.arg("--config-file").arg(self.path("config.json"));
         command
             .arg("--log-path")
             .arg(self.path("log"))

@@ -19,7 +19,7 @@ use fief_tests::{Said, binary, feed, fief, in_host, run, waiting};
 use super::{Tenant, json};
 
 /// Addresses of the host towards the world, and of the world.
-const HOST: &str = "203.0.113.1";
+pub const HOST: &str = "203.0.113.1";
 const OUTSIDE: &str = "203.0.113.9";
 const HOST6: &str = "2001:db8:9::1";
 const OUTSIDE6: &str = "2001:db8:9::9";
@@ -40,7 +40,7 @@ ip route add $METADATA/32 via $OUTSIDE
 ";
 
 /// Makes sure once that the world is there, and the probe in the host.
-fn world() {
+pub fn world() {
     static WORLD_IS_THERE: OnceLock<()> = OnceLock::new();
     WORLD_IS_THERE.get_or_init(|| {
         let settings = format!(

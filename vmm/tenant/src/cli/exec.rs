@@ -27,6 +27,9 @@ pub struct ExecArgs {
     /// Who runs it: name, name:group, uid or uid:gid [the tenant's default user]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    /// The agent itself is the program, these are its arguments: for `fief cp` from outside
+    #[arg(long, hide = true)]
+    agent: bool,
     /// The tenant
     name: TenantName,
     /// The command and its arguments
@@ -68,8 +71,10 @@ impl ShellArgs {
 
 pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode> {
     let streams = args.streams.streams()?;
-    run(context, &args.name, streams, |spec| {
-        args.place
+    run(context, &args.name, streams, |spec| ExecRequest {
+        own: args.agent,
+        ..args
+            .place
             .request(spec, args.command.clone(), args.user.clone())
     })
 }

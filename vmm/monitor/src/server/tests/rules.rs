@@ -2,7 +2,8 @@
 
 use fief_api::{
     ActionType, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
-    MachineConfiguration, MachineConfigurationUpdate, PartialDrive, Serial, Vsock,
+    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
+    PartialNetworkInterface, Serial, Vsock,
 };
 
 use super::rig::Rig;
@@ -106,6 +107,7 @@ fn nothing_of_the_description_changes_after_the_start() {
         client.put_machine_config(&MachineConfiguration::default()),
         client.patch_machine_config(&update),
         client.put_drive(&Drive::new("a", rig.file("disk"))),
+        client.put_network_interface(&NetworkInterface::new("a", "tap0")),
         client.put_vsock(&vsock),
         client.put_entropy(&Entropy::default()),
         client.put_serial(&Serial::default()),
@@ -131,12 +133,18 @@ fn what_needs_a_running_machine_is_refused_before_the_start() {
         path_on_host: None,
         rate_limiter: None,
     };
+    let interface = PartialNetworkInterface {
+        iface_id: "a".to_owned(),
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    };
     for result in [
         client.pause(),
         client.resume(),
         client.press_power_button(),
         client.action(ActionType::FlushMetrics),
         client.patch_drive(&drive),
+        client.patch_network_interface(&interface),
     ] {
         let message = message(result);
         assert!(
@@ -146,6 +154,8 @@ fn what_needs_a_running_machine_is_refused_before_the_start() {
     }
     rig.start();
     assert!(message(client.patch_drive(&drive)).contains("drives yet"));
+    let refused = message(client.patch_network_interface(&interface));
+    assert!(refused.contains("no interface a"), "{refused}");
     client.action(ActionType::FlushMetrics).unwrap();
 }
 
@@ -225,6 +235,7 @@ fn every_refusal_is_json_with_a_message() {
             "must be the same",
         ),
         ("PUT /drives", "{}", "/drives/ID"),
+        ("PUT /network-interfaces", "{}", "/network-interfaces/ID"),
         ("PUT /nowhere", "{}", "/nowhere"),
         ("POST /actions", "{}", "does not take POST"),
         ("OPTIONS *", "", "*"),
