@@ -12,6 +12,8 @@ use std::sync::mpsc;
 use fief_tests::{binary, checkout, waiting};
 use tempfile::TempDir;
 
+#[path = "payload/balloon.rs"]
+mod balloon;
 #[path = "payload/network.rs"]
 mod network;
 

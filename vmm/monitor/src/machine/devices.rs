@@ -15,6 +15,7 @@ use fief_devices::pci::{
     CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
 };
 use fief_devices::virtio::VirtioDevice;
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::entropy::Entropy;
 use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
@@ -27,7 +28,7 @@ use super::ExitReason;
 use super::control::Control;
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, InterfaceConfig, SerialConfig, VmConfig};
+use crate::config::{BalloonConfig, DriveConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -77,6 +78,8 @@ pub enum DeviceError {
     NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error("cannot set up the balloon: {0}")]
+    Balloon(io::Error),
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -132,7 +135,7 @@ impl Devices {
     pub fn new(
         config: &VmConfig,
         files: &Files,
-        ram: &GuestMemory,
+        ram: &Arc<GuestMemory>,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
@@ -172,7 +175,7 @@ impl Devices {
         let vectors = gsis.msi_allocator();
         let doorbells: Arc<dyn Doorbells> = Arc::new(IoEventDoorbells::new(Arc::clone(vm)));
         let mut virtio = Vec::new();
-        for model in virtio_models(config, files, &slow)? {
+        for model in virtio_models(config, files, ram, &slow)? {
             let platform = Platform {
                 memory: ram.ram().clone(),
                 interrupts: vectors.as_ref(),
@@ -195,6 +198,14 @@ impl Devices {
 
     pub fn press_power_button(&self) {
         self.power.press_power_button();
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        let control = |balloon: &mut Balloon| balloon.control();
+        self.virtio
+            .iter()
+            .find_map(|function| function.with_model(control))
     }
 
     /// Other limits for a network interface, from now on.
@@ -271,6 +282,7 @@ impl Devices {
 fn virtio_models(
     config: &VmConfig,
     files: &Files,
+    ram: &Arc<GuestMemory>,
     slow: &Arc<SharedWorker>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -286,7 +298,33 @@ fn virtio_models(
     if config.entropy {
         models.push(Box::new(Entropy::new(Arc::clone(slow))));
     }
+    if let Some(config) = config.balloon {
+        let model = balloon_model(config, ram, slow).map_err(DeviceError::Balloon)?;
+        models.push(Box::new(model));
+    }
     Ok(models)
+}
+
+fn balloon_model(
+    config: BalloonConfig,
+    ram: &Arc<GuestMemory>,
+    slow: &Arc<SharedWorker>,
+) -> io::Result<Balloon> {
+    if !ram.can_release() {
+        tracing::warn!(
+            "the balloon gives nothing back to the host: with huge_pages 2M memory is reserved"
+        );
+    }
+    let offered = balloon::BalloonConfig {
+        deflate_on_oom: config.deflate_on_oom,
+        statistics: config.statistics,
+        reporting: config.reporting,
+    };
+    let release = Arc::clone(ram) as Arc<_>;
+    let model = Balloon::new(offered, release, Arc::clone(slow))?;
+    model.control().set_target(config.target_mib);
+    model.control().set_interval(config.interval_s);
+    Ok(model)
 }
 
 fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {

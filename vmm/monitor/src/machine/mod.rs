@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fief_devices::limiter::Limits;
+use fief_devices::virtio::balloon::BalloonControl;
 
 use crate::boot::BootError;
 use crate::config::VmConfig;
@@ -117,6 +118,11 @@ impl Machine {
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).
     pub fn press_power_button(&self) {
         self.devices.press_power_button();
+    }
+
+    /// A way to speak to its balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        self.devices.balloon()
     }
 
     /// Ends the machine: vCPU threads and workers are joined. Dropping it does the same.

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_api::{
-    BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
+    Balloon, BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
     MachineConfiguration, NetworkInterface, OnReboot, RateLimiter, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -122,6 +122,13 @@ impl Vm {
             vsock_id: None,
         })?;
         client.put_entropy(&Entropy::default())?;
+        // Empty: what the tenant does not use goes back to the host by free page reporting.
+        client.put_balloon(&Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+            stats_on_demand: true,
+            ..Balloon::default()
+        })?;
         if let Some(network) = &self.network {
             let limiter = Some(self.spec.limits.net_limiter()).filter(RateLimiter::limits);
             client.put_network_interface(&NetworkInterface {

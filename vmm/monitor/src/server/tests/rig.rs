@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use fief_api::{BootSource, Client, InstanceState};
 use fief_devices::limiter;
+use fief_devices::ram::ReleasePages;
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
+use fief_devices::worker::{SharedWorker, ThreadKind};
+use vm_memory::GuestAddress;
 
 use crate::config::VmConfig;
 use crate::events::Events;
@@ -41,26 +45,63 @@ impl Notes {
     }
 }
 
-struct FakeMachine(Arc<Notes>);
+struct FakeMachine {
+    notes: Arc<Notes>,
+    /// A real one, that no guest has a driver for.
+    balloon: Option<BalloonControl>,
+}
+
+/// Nothing is ever given back.
+struct Nothing;
+
+impl ReleasePages for Nothing {
+    fn release(&self, start: GuestAddress, length: u64) -> std::io::Result<()> {
+        panic!("{length} bytes at {start:?} are given back without a guest");
+    }
+}
+
+impl FakeMachine {
+    fn new(config: &VmConfig, notes: &Arc<Notes>) -> Self {
+        let balloon = config.balloon.map(|config| {
+            let offered = balloon::BalloonConfig {
+                deflate_on_oom: config.deflate_on_oom,
+                statistics: config.statistics,
+                reporting: config.reporting,
+            };
+            let worker = SharedWorker::spawn(ThreadKind::Slow, "test").unwrap();
+            let balloon = Balloon::new(offered, Arc::new(Nothing), worker).unwrap();
+            balloon.control().set_target(config.target_mib);
+            balloon.control()
+        });
+        Self {
+            notes: Arc::clone(notes),
+            balloon,
+        }
+    }
+}
 
 impl Guest for FakeMachine {
     fn resume(&self) -> Result<(), MachineError> {
-        self.0.note("resume");
+        self.notes.note("resume");
         Ok(())
     }
 
     fn pause(&self) -> Result<(), MachineError> {
         // Not in the condition: the lock would be held while waiting.
-        let hold = self.0.hold.lock().unwrap().take();
+        let hold = self.notes.hold.lock().unwrap().take();
         if let Some(hold) = hold {
             hold.recv().unwrap();
         }
-        self.0.note("pause");
+        self.notes.note("pause");
         Ok(())
     }
 
     fn press_power_button(&self) {
-        self.0.note("power button");
+        self.notes.note("power button");
+    }
+
+    fn balloon(&self) -> Option<BalloonControl> {
+        self.balloon.clone()
     }
 
     fn limit_interface(
@@ -69,15 +110,15 @@ impl Guest for FakeMachine {
         rx: limiter::Limits,
         tx: limiter::Limits,
     ) -> Result<(), MachineError> {
-        self.0.note(&format!("limits of {id}"));
-        *self.0.limits.lock().unwrap() = Some((rx, tx));
+        self.notes.note(&format!("limits of {id}"));
+        *self.notes.limits.lock().unwrap() = Some((rx, tx));
         Ok(())
     }
 }
 
 impl Drop for FakeMachine {
     fn drop(&mut self) {
-        self.0.note("gone");
+        self.notes.note("gone");
     }
 }
 
@@ -115,7 +156,7 @@ impl Rig {
                 }
                 *noted.config.lock().unwrap() = Some(config.clone());
                 *noted.on_event.lock().unwrap() = Some(on_event);
-                Ok(Box::new(FakeMachine(Arc::clone(&noted))) as Box<dyn Guest>)
+                Ok(Box::new(FakeMachine::new(config, &noted)) as Box<dyn Guest>)
             });
             let mut control = Control::new(build, None).unwrap();
             posts.send(control.post()).unwrap();

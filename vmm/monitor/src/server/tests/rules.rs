@@ -1,7 +1,7 @@
 //! What is allowed when, and what is said otherwise.
 
 use fief_api::{
-    ActionType, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
+    ActionType, Balloon, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
     MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
     PartialNetworkInterface, Serial, Vsock,
 };
@@ -111,6 +111,7 @@ fn nothing_of_the_description_changes_after_the_start() {
         client.put_vsock(&vsock),
         client.put_entropy(&Entropy::default()),
         client.put_serial(&Serial::default()),
+        client.put_balloon(&Balloon::default()),
         client.put_logger(&Logger::default()),
         client.put_lifecycle(&Lifecycle::default()),
         client.start(),
@@ -239,7 +240,9 @@ fn every_refusal_is_json_with_a_message() {
         ("PUT /nowhere", "{}", "/nowhere"),
         ("POST /actions", "{}", "does not take POST"),
         ("OPTIONS *", "", "*"),
-        ("PUT /balloon", "{}", "Firecracker"),
+        ("PUT /metrics", "{}", "Firecracker"),
+        ("PATCH /balloon/hinting/start", "{}", "does not offer"),
+        ("PUT /balloon", "{}", "amount_mib"),
         ("PUT /vsock?x=1", "\u{1}", "line 1"),
     ] {
         let answer = request(&rig, line, body);
