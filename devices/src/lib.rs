@@ -27,8 +27,10 @@ pub mod doorbell;
 mod fakes;
 pub mod irq;
 pub mod legacy;
+pub mod limiter;
 pub mod pci;
 pub mod ram;
+mod timer;
 pub mod virtio;
 pub mod worker;
 

@@ -16,7 +16,6 @@ mod outbound;
 mod packet;
 mod queue;
 mod table;
-mod timer;
 mod unix;
 mod worker;
 

@@ -16,8 +16,8 @@ use super::counters::Counters;
 use super::handshake::{Handshake, Progress};
 use super::packet::{HOST_CID, Header, Key, TYPE_STREAM, op};
 use super::table::Table;
-use super::timer::Timer;
 use super::unix::{self, Listener};
+use crate::timer::Timer;
 use crate::virtio::segments::Segments;
 use crate::worker::Interest;
 

@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::Timeouts;
 use super::connection::Connection;
 use super::packet::Key;
-use super::timer::Timer;
+use crate::timer::Timer;
 use crate::worker::Interest;
 
 /// Most connections at a time, both directions together. Each may hold 64 KiB and a descriptor.

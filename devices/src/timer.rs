@@ -1,4 +1,4 @@
-//! Deadlines of handshakes and connections, on one timerfd.
+//! A deadline as a descriptor (timerfd).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-/// Shows as readable when the earliest deadline has passed.
-pub(super) struct Timer {
+/// Shows as readable when its deadline has passed.
+pub(crate) struct Timer {
     descriptor: TimerFd,
     armed: Option<Instant>,
 }
@@ -46,7 +46,7 @@ impl Timer {
         };
         self.armed = deadline;
         if let Err(error) = result {
-            tracing::error!("vsock: cannot set the timer: {error}");
+            tracing::error!("cannot set a timer: {error}");
             self.armed = None;
         }
     }
