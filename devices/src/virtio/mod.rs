@@ -7,6 +7,7 @@ pub mod pci;
 mod segments;
 pub mod vsock;
 
+use std::any::Any;
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -74,7 +75,7 @@ pub enum ActivateError {
 ///
 /// Its methods run on vCPU threads or the control thread, one at a time (the transport holds a lock for the control
 /// path). Queues belong to the device's worker threads from `activate` to `suspend`; nothing else touches them.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Send + Any {
     /// The device's type.
     fn id(&self) -> DeviceId;
 

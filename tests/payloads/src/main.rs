@@ -3,7 +3,7 @@
 //! independent drivers of the crate `virtio-drivers`.
 //!
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
-//! `read-only`, `vsock`, then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
+//! `read-only`, `vsock`, `hot-plug`, then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
@@ -36,6 +36,7 @@ extern "C" fn main(zero_page: u64) -> ! {
             "block" => checks::block::check(),
             "read-only" => checks::block::check_read_only(),
             "vsock" => checks::vsock::check(),
+            "hot-plug" => checks::hot_plug::check(),
             "reset" | "poweroff" | "panic" | "triple-fault" | "hang" => {
                 end = word;
                 continue;

@@ -35,6 +35,14 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
+    /// The limits after an update: a bucket that `update` leaves out stays as it is.
+    pub fn updated(self, update: Self) -> Self {
+        Self {
+            bandwidth: update.bandwidth.or(self.bandwidth),
+            ops: update.ops.or(self.ops),
+        }
+    }
+
     /// Whether either bucket limits anything.
     pub fn limits(&self) -> bool {
         self.bandwidth.is_some_and(|b| b.limits()) || self.ops.is_some_and(|b| b.limits())

@@ -10,6 +10,7 @@ mod lifecycle;
 mod state;
 mod status;
 
+use std::any::Any;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,7 +25,7 @@ pub use state::{QueueRegistersState, VirtioPciState};
 use self::common::CommonConfig;
 use self::interrupt::Interrupter;
 use self::layout::{Capabilities, Region};
-use super::{ActiveQueue, DeviceId, VirtioDevice};
+use super::{ActiveQueue, DeviceId, VirtioDevice, VirtioInterrupt};
 use crate::GuestRam;
 use crate::doorbell::Doorbells;
 use crate::irq::MsiAllocator;
@@ -166,6 +167,25 @@ impl VirtioPci {
     /// Calls `ask` with the device model, under the control path's lock.
     pub fn with_device<R>(&self, ask: impl FnOnce(&mut dyn VirtioDevice) -> R) -> R {
         ask(self.lock().device.as_mut())
+    }
+
+    /// Calls `change` with the device model if that is a `D`, under the control path's lock; `None` if it is something
+    /// else. What changes its configuration is to be followed by [`config_changed`](Self::config_changed).
+    pub fn with_model<D: VirtioDevice, R>(&self, change: impl FnOnce(&mut D) -> R) -> Option<R> {
+        let mut control = self.lock();
+        let model: &mut dyn Any = control.device.as_mut();
+        model.downcast_mut().map(change)
+    }
+
+    /// Tells the driver, if there is one, that the device's configuration changed (virtio 1.3 §2.3).
+    pub fn config_changed(&self) {
+        if self.interrupt.status() & status::DRIVER_OK != 0 {
+            self.interrupt.config();
+        } else {
+            // One that is still reading it starts over.
+            let generation = self.interrupt.generation();
+            self.interrupt.set_generation(generation.wrapping_add(1));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {

@@ -3,6 +3,7 @@
 pub mod block;
 pub mod entropy;
 pub mod entry;
+pub mod hot_plug;
 pub mod interrupt;
 pub mod pci;
 pub mod vsock;

@@ -60,7 +60,7 @@ fn types() -> BTreeMap<&'static str, Wire> {
     });
     let lifecycle = json!({"on_reboot": "Restart"});
     let whole = json!({
-        "boot-source": boot, "drives": [drive], "machine-config": machine, "vsock": vsock, "entropy": entropy,
+        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine, "vsock": vsock, "entropy": entropy,
         "logger": logger, "serial": serial, "lifecycle": lifecycle
     });
     let instance = json!({"app_name": "a", "id": "i", "state": "Paused", "vmm_version": "1"});

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use fief_devices::limiter::Limits;
+
 /// Everything that a machine is built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -12,8 +14,8 @@ pub struct VmConfig {
     /// In the order they were added; the root device first.
     pub drives: Vec<DriveConfig>,
     pub vsock: Option<VsockConfig>,
-    /// virtio-rng present.
-    pub entropy: bool,
+    /// virtio-rng with its limits, if there is one.
+    pub entropy: Option<Limits>,
     pub serial: SerialConfig,
     pub on_reboot: OnReboot,
 }
@@ -66,7 +68,7 @@ pub enum ConfigError {
     Partuuid { id: String, partuuid: String },
     #[error("drive {second} cannot be the root device: drive {first} is; only one can be")]
     TwoRootDevices { first: String, second: String },
-    #[error("there are {MAX_DRIVES} drives already; no more fit on the bus")]
+    #[error("there are {MAX_DRIVES} drives already; remove one first")]
     TooManyDrives,
     #[error("guest_cid is {0}; it must be between 3 and {max}", max = u32::MAX - 1)]
     GuestCid(u64),
@@ -170,6 +172,7 @@ pub struct DriveConfig {
     pub direct: bool,
     /// Number of request queues, 1 to the number of vCPUs.
     pub queues: u16,
+    pub limits: Limits,
 }
 
 /// Enough of a name for a message.
@@ -199,6 +202,19 @@ impl DriveConfig {
                     partuuid: shortened(partuuid),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The drive has more queues than the guest has vCPUs.
+    pub fn check_queues(&self, vcpus: u8) -> Result<(), ConfigError> {
+        if self.queues > u16::from(vcpus) {
+            return Err(ConfigError::QueuesBeyondVcpus {
+                id: self.id.clone(),
+                asked: self.queues,
+                vcpus,
+            });
         }
         Ok(())
     }
@@ -250,19 +266,8 @@ impl VmConfig {
     /// # Errors
     /// A drive asks for more queues than the guest has vCPUs.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let vcpus = self.cpus.count();
-        let too_many = self
-            .drives
-            .iter()
-            .find(|drive| drive.queues > u16::from(vcpus));
-        match too_many {
-            Some(drive) => Err(ConfigError::QueuesBeyondVcpus {
-                id: drive.id.clone(),
-                asked: drive.queues,
-                vcpus,
-            }),
-            None => Ok(()),
-        }
+        let mut drives = self.drives.iter();
+        drives.try_for_each(|drive| drive.check_queues(self.cpus.count()))
     }
 }
 

@@ -11,6 +11,7 @@ fn drive(id: &str, root_device: bool) -> DriveConfig {
         io_uring: false,
         direct: false,
         queues: 1,
+        limits: fief_devices::limiter::Limits::default(),
     }
 }
 
@@ -146,7 +147,7 @@ fn queues_are_at_most_one_a_vcpu() {
             ..drive("a", true)
         }],
         vsock: None,
-        entropy: false,
+        entropy: None,
         serial: SerialConfig::Stdio,
         on_reboot: OnReboot::Exit,
     };

@@ -5,17 +5,20 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use fief_api::{
-    BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine, Lifecycle,
-    MachineConfiguration, MachineConfigurationUpdate, Serial, SerialDestination, Vsock,
+    BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
+    MachineConfigurationUpdate, Serial, SerialDestination, Vsock,
 };
 
 use super::error::RequestError;
+use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
     BootConfig, CpuConfig, DriveConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig,
-    VmConfig, VsockConfig, insert_drive,
+    VmConfig, VsockConfig,
 };
 use crate::machine::files::Files;
+
+mod drives;
 
 /// The command line of a boot source without one: on a reset use what every machine here has (the keyboard
 /// controller), and do not stay in a panic.
@@ -63,6 +66,11 @@ impl Draft {
     /// # Errors
     /// The first thing in it that would be refused.
     pub fn put_all(&mut self, config: FullVmConfiguration) -> Result<(), RequestError> {
+        if !config.releasing.is_empty() {
+            return Err(RequestError::Unsupported(
+                "a machine that does not run yet has no drives to release; leave releasing out",
+            ));
+        }
         if let Some(machine) = config.machine_config {
             self.put_machine(machine)?;
         }
@@ -144,47 +152,6 @@ impl Draft {
         Ok(())
     }
 
-    pub fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
-        if drive.socket.is_some() {
-            return Err(RequestError::Unsupported(
-                "vhost-user drives (socket) are not supported; give a path_on_host",
-            ));
-        }
-        if drive.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
-        let Some(path) = &drive.path_on_host else {
-            return Err(RequestError::NoDrivePath(drive.drive_id.clone()));
-        };
-        let config = DriveConfig {
-            id: drive.drive_id.clone(),
-            path: PathBuf::from(path),
-            read_only: drive.is_read_only,
-            root_device: drive.is_root_device,
-            // Firecracker looks at it for the root device only.
-            partuuid: drive.partuuid.clone().filter(|_| drive.is_root_device),
-            writeback: drive.cache_type == CacheType::Writeback,
-            io_uring: drive.io_engine == IoEngine::Async,
-            direct: drive.direct_io,
-            queues: DriveConfig::queues(&drive.drive_id, drive.num_queues)?,
-        };
-        config.check()?;
-        self.check_disk(&config)?;
-        insert_drive(&mut self.drives, config)?;
-        self.remember_drive(drive);
-        Ok(())
-    }
-
-    /// Keeps the drives of `wire` in the order of the machine's.
-    fn remember_drive(&mut self, drive: Drive) {
-        self.wire
-            .drives
-            .retain(|other| other.drive_id != drive.drive_id);
-        self.wire.drives.push(drive);
-        let place = |id: &str| self.drives.iter().position(|drive| drive.id == id);
-        self.wire.drives.sort_by_key(|drive| place(&drive.drive_id));
-    }
-
     fn check_disk(&self, drive: &DriveConfig) -> Result<(), RequestError> {
         let opened = self
             .files
@@ -225,9 +192,6 @@ impl Draft {
     }
 
     pub fn put_entropy(&mut self, entropy: Entropy) -> Result<(), RequestError> {
-        if entropy.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
         self.wire.entropy = Some(entropy);
         Ok(())
     }
@@ -277,7 +241,7 @@ impl Draft {
             boot: self.boot.clone().ok_or(RequestError::NoKernel)?,
             drives: self.drives.clone(),
             vsock: self.vsock.clone(),
-            entropy: self.wire.entropy.is_some(),
+            entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
             serial: self.serial.clone(),
             on_reboot: match self.wire.lifecycle.unwrap_or_default().on_reboot {
                 fief_api::OnReboot::Exit => OnReboot::Exit,
@@ -289,8 +253,9 @@ impl Draft {
     }
 }
 
-const NO_RATE_LIMITS: RequestError =
-    RequestError::Unsupported("rate limits are not supported yet; leave rate_limiter out");
+const NO_RATE_LIMITS: RequestError = RequestError::Unsupported(
+    "rate limits of the serial port are not supported; leave rate_limiter out",
+);
 
 fn machine_parts(
     machine: &MachineConfiguration,

@@ -2,6 +2,7 @@
 
 mod clients;
 mod drafts;
+mod drives;
 mod files;
 mod lifecycle;
 mod rig;

@@ -33,7 +33,7 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
         },
         drives: Vec::new(),
         vsock: None,
-        entropy: false,
+        entropy: None,
         serial: SerialConfig::File(directory.join("serial")),
         on_reboot: OnReboot::Exit,
     }
