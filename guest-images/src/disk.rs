@@ -18,6 +18,8 @@ const SIZE_MAX: u64 = 16 << 40;
 pub enum Error {
     #[error("a disk of {0} bytes is not possible: choose 16 MiB to 16 TiB")]
     Size(u64),
+    #[error("the disk has {now} bytes and cannot shrink to {asked}; give at least what it has")]
+    Shrink { asked: u64, now: u64 },
     #[error("making the disk {} failed", path.display())]
     Io {
         path: PathBuf,
@@ -61,6 +63,25 @@ pub fn make(path: &Path, bytes: u64) -> Result<(), Error> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
 }
 
+/// Makes room at the end of a disk: its file grows, still sparse; the file system in it is the guest's to grow.
+pub fn grow(path: &Path, bytes: u64) -> Result<(), Error> {
+    if !(SIZE_MIN..=SIZE_MAX).contains(&bytes) {
+        return Err(Error::Size(bytes));
+    }
+    let io = |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options().write(true).open(path).map_err(io)?;
+    let now = file.metadata().map_err(io)?.len();
+    let asked = bytes & !4095;
+    if asked < now {
+        return Err(Error::Shrink { asked, now });
+    }
+    file.set_len(asked).map_err(io)?;
+    file.sync_all().map_err(io)
+}
+
 /// Bytes that the disk's file takes on the host's disk.
 pub fn used(path: &Path) -> std::io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
@@ -78,6 +99,27 @@ mod tests {
         make(&path, 10 << 30).unwrap();
         assert_eq!(path.metadata().unwrap().len(), 10 << 30);
         assert!(used(&path).unwrap() < 8 << 20);
+    }
+
+    #[test]
+    fn a_disk_grows_and_does_not_shrink() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        make(&path, SIZE_MIN).unwrap();
+        grow(&path, 1 << 30).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), 1 << 30);
+        assert!(used(&path).unwrap() < 8 << 20);
+        grow(&path, 1 << 30).unwrap();
+        assert!(matches!(
+            grow(&path, SIZE_MIN),
+            Err(Error::Shrink { asked: SIZE_MIN, now }) if now == 1 << 30
+        ));
+        assert!(matches!(grow(&path, SIZE_MAX + 1), Err(Error::Size(_))));
+        assert_eq!(path.metadata().unwrap().len(), 1 << 30);
+        assert!(matches!(
+            grow(&dir.path().join("none"), 1 << 30),
+            Err(Error::Io { .. })
+        ));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use std::sync::mpsc;
 use fief_tests::{binary, checkout, waiting};
 use tempfile::TempDir;
 
+#[path = "payload/network.rs"]
+mod network;
+
 /// Sectors of the writable disk.
 const SECTORS: u64 = 2048;
 
@@ -25,6 +28,8 @@ struct Rig {
     on_reboot: &'static str,
     memory_mib: u64,
     huge_pages: &'static str,
+    /// Interfaces, as the API has them.
+    interfaces: serde_json::Value,
 }
 
 /// What came out of a run.
@@ -79,6 +84,7 @@ impl Rig {
             on_reboot: "Exit",
             memory_mib: 64,
             huge_pages: "Transparent",
+            interfaces: serde_json::json!([]),
         }
     }
 
@@ -111,6 +117,7 @@ impl Rig {
                 "vcpu_count": self.vcpus, "mem_size_mib": self.memory_mib, "huge_pages": self.huge_pages,
             },
             "drives": [drive("disk", false), drive("read_only", true)],
+            "network-interfaces": self.interfaces,
             "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
             "entropy": {},
             "lifecycle": { "on_reboot": self.on_reboot },

@@ -3,7 +3,9 @@
 pub mod block;
 mod chain;
 pub mod entropy;
+pub mod net;
 pub mod pci;
+mod queue;
 mod segments;
 pub mod vsock;
 
@@ -114,6 +116,7 @@ pub trait VirtioDevice: Send + Any {
 pub enum DeviceState {
     Block(block::BlockState),
     Entropy(entropy::EntropyState),
+    Net(net::NetState),
     Vsock(vsock::VsockState),
     /// Of the devices that the transport's tests make up.
     #[cfg(test)]

@@ -3,7 +3,7 @@
 use vm_memory::VolatileSlice;
 
 /// Most segments of one vectored system call (UIO_MAXIOV, linux/uio.h).
-const MAX_SEGMENTS: usize = 1024;
+pub(super) const MAX_SEGMENTS: usize = 1024;
 
 /// More segments than one system call takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,9 @@ impl Segments {
     /// There are too many.
     pub fn push(&mut self, slice: &VolatileSlice<'_>) -> Result<(), TooMany> {
         if self.vectors.len() >= MAX_SEGMENTS {
+            self.vectors.drain(..std::mem::take(&mut self.first));
+        }
+        if self.vectors.len() >= MAX_SEGMENTS {
             return Err(TooMany);
         }
         // The guard only matters for Xen, where mappings come and go; here RAM stays mapped.
@@ -54,6 +57,11 @@ impl Segments {
     /// What is left to transfer.
     pub fn remaining(&self) -> &[libc::iovec] {
         self.vectors.get(self.first..).unwrap_or(&[])
+    }
+
+    /// Forgets all segments but the first `count` that are left.
+    pub fn keep(&mut self, count: usize) {
+        self.vectors.truncate(self.first.saturating_add(count));
     }
 
     /// Marks the next `count` bytes as transferred.
@@ -93,12 +101,21 @@ impl Segments {
 
     /// Copies `source` to where the next bytes are to go.
     pub fn copy_from(&self, source: &[u8]) {
+        self.copy_from_at(0, source);
+    }
+
+    /// Copies `source` to where bytes are to go after `offset` others.
+    pub fn copy_from_at(&self, mut offset: usize, source: &[u8]) {
         let mut rest = source;
         for vector in self.remaining() {
-            let length = vector.iov_len.min(rest.len());
+            let room = vector.iov_len.saturating_sub(offset);
+            let start = vector.iov_base.wrapping_byte_add(offset);
+            offset = offset.saturating_sub(vector.iov_len);
+            let length = room.min(rest.len());
             let (now, later) = rest.split_at(length);
-            // SAFETY: as in `copy_to`, the other way round.
-            unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), vector.iov_base.cast(), length) };
+            // SAFETY: as in `copy_to`, the other way round: `length` bytes from `start` on are inside the segment, and where
+            // there is no room `length` is 0.
+            unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), start.cast(), length) };
             rest = later;
         }
     }

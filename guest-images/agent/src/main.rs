@@ -7,7 +7,10 @@
 
 mod account;
 mod boot;
+mod copy;
+mod grow;
 mod log;
+mod provide;
 mod serve;
 mod settings;
 mod shutdown;
@@ -33,14 +36,37 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
     let words: Vec<_> = std::env::args_os().collect();
     match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
         [boot::BESIDE_NAME, ..] => serve_beside(),
-        [_, b"--listen-unix", path] => serve_program(Path::new(std::ffi::OsStr::from_bytes(path))),
+        [_, b"--listen-unix", socket] => serve_program(path(socket), None),
+        [_, b"--listen-unix", socket, b"--root", root] => {
+            serve_program(path(socket), Some(path(root)))
+        }
+        [_, b"--grow", id] => ended(grow::running(&String::from_utf8_lossy(id))),
+        [_, b"--pack", path] => ended(copy::pack(path)),
+        [_, b"--unpack", what, owners, path, base] => ended(copy::unpack(what, owners, path, base)),
         [_, b"--version"] => {
             println!("fief-agent {}", env!("CARGO_PKG_VERSION"));
             0
         }
         _ => {
-            eprintln!("usage: fief-agent --listen-unix PATH   (or PID 1 of an initramfs)");
+            eprintln!(
+                "usage: fief-agent --listen-unix PATH [--root DIR]   (or PID 1 of an initramfs)"
+            );
             2
+        }
+    }
+}
+
+fn path(word: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(word))
+}
+
+/// The exit code of a program whose failure is told on stderr.
+fn ended(result: Result<(), String>) -> libc::c_int {
+    match result {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("{why}");
+            1
         }
     }
 }
@@ -66,6 +92,10 @@ fn start_system() -> ! {
     }
     boot::load_modules(&settings.modules);
     let mut later = boot::later_modules();
+    if settings.network.is_some() {
+        // A command may use the network from its first moment.
+        boot::insert_modules(boot::take_network_driver(&mut later));
+    }
     let (root, mut problem) = match Root::set_up(&settings) {
         Ok(root) => (root, None),
         Err(error) => {
@@ -157,11 +187,13 @@ fn serve_beside() -> libc::c_int {
     }
 }
 
-/// As an ordinary program.
-fn serve_program(path: &Path) -> libc::c_int {
+/// As an ordinary program. `root` stands for a tenant's root when a client gives it names and an account.
+fn serve_program(path: &Path, root: Option<&Path>) -> libc::c_int {
     let served = Listener::unix(path).and_then(|listener| {
         let mut server = Server::new(hello(InitMode::Program, None), None)?;
         server.listen(listener);
+        root.into_iter()
+            .for_each(|root| server.provide_below(root.to_owned()));
         let result = server.run();
         server.end_commands();
         result

@@ -1,5 +1,7 @@
 //! What the kernel command line asks for.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use fief_agent_proto::InitMode;
 
 /// Settings of one boot. Unknown `fief.` words are reported and otherwise ignored: an older agent still boots.
@@ -23,8 +25,25 @@ pub struct Settings {
     pub modules_drive: Option<String>,
     /// `fief.modules=a,b`: loaded after those of the initramfs's list.
     pub modules: Vec<String>,
+    /// `fief.mac=` and the words that go with it; none: the tenant has no network but its loopback.
+    pub network: Option<Network>,
     /// Words that made no sense, for a message.
     pub bad: Vec<String>,
+}
+
+/// The tenant's one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Network {
+    /// `fief.mac=`: the interface's Ethernet address, by which it is found.
+    pub mac: [u8; 6],
+    /// `fief.address=`, `fief.address6=`: with the length of their prefix in bits (as written after `/`, else all).
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// `fief.gateway=`, `fief.gateway6=`: on the link, whatever the prefixes say.
+    pub gateways: Vec<IpAddr>,
+    /// `fief.dns=a,b`.
+    pub dns: Vec<IpAddr>,
+    /// `fief.mtu=`, in bytes; else the device's own.
+    pub mtu: Option<u32>,
 }
 
 /// Where clients reach the agent.
@@ -51,8 +70,11 @@ impl Settings {
             transport: Transport::Vsock,
             user: None,
             modules: Vec::new(),
+            network: None,
             bad: Vec::new(),
         };
+        let mut network = Network::default();
+        let mut has_mac = false;
         for word in line.split_whitespace() {
             let Some((name, value)) = word
                 .strip_prefix("fief.")
@@ -60,9 +82,21 @@ impl Settings {
             else {
                 continue;
             };
-            if !settings.set(name, value) {
+            if let Some(known) = network.set(name, value) {
+                has_mac |= known && name == "mac";
+                if !known {
+                    settings.bad.push(word.to_owned());
+                }
+            } else if !settings.set(name, value) {
                 settings.bad.push(word.to_owned());
             }
+        }
+        if has_mac {
+            settings.network = Some(network);
+        } else if network != Network::default() {
+            settings
+                .bad
+                .push("network settings without fief.mac".to_owned());
         }
         settings
     }
@@ -94,9 +128,91 @@ impl Settings {
     }
 }
 
+impl Network {
+    /// Takes a word of the network; whether it made sense, or none if it is not about the network.
+    fn set(&mut self, name: &str, value: &str) -> Option<bool> {
+        let took = match name {
+            "mac" => parse_mac(value).map(|mac| self.mac = mac),
+            "address" => {
+                with_prefix::<Ipv4Addr>(value, 32).map(|address| self.addresses.push(address))
+            }
+            "address6" => {
+                with_prefix::<Ipv6Addr>(value, 128).map(|address| self.addresses.push(address))
+            }
+            "gateway" => parse::<Ipv4Addr>(value).map(|gateway| self.gateways.push(gateway)),
+            "gateway6" => parse::<Ipv6Addr>(value).map(|gateway| self.gateways.push(gateway)),
+            "dns" => {
+                let all: Option<Vec<_>> = value.split(',').map(parse::<IpAddr>).collect();
+                all.map(|all| self.dns = all)
+            }
+            "mtu" => value.parse().ok().map(|mtu| self.mtu = Some(mtu)),
+            _ => return None,
+        };
+        Some(took.is_some())
+    }
+}
+
+fn parse<T: std::str::FromStr + Into<IpAddr>>(text: &str) -> Option<IpAddr> {
+    text.parse::<T>().ok().map(Into::into)
+}
+
+fn with_prefix<T: std::str::FromStr + Into<IpAddr>>(text: &str, most: u8) -> Option<(IpAddr, u8)> {
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, prefix.parse().ok()?),
+        None => (text, most),
+    };
+    (prefix <= most).then_some((parse::<T>(address)?, prefix))
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).ok())
+        .collect();
+    bytes?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_network_is_read_as_a_whole() {
+        let line = "fief.mac=02:0a:63:00:00:02 fief.address=10.99.0.2/32 fief.gateway=10.99.0.1 fief.mtu=1400 \
+                    fief.address6=fd00::2/128 fief.gateway6=fd00::1 fief.dns=192.0.2.1,2001:db8::1 fief.hostname=a";
+        let settings = Settings::parse(line);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let network = Network {
+            mac: [2, 10, 99, 0, 0, 2],
+            addresses: vec![(ip("10.99.0.2"), 32), (ip("fd00::2"), 128)],
+            gateways: vec![ip("10.99.0.1"), ip("fd00::1")],
+            dns: vec![ip("192.0.2.1"), ip("2001:db8::1")],
+            mtu: Some(1400),
+        };
+        assert_eq!(settings.network, Some(network));
+        assert!(settings.bad.is_empty(), "{:?}", settings.bad);
+        let bare = Settings::parse("fief.mac=02:0a:63:00:00:02 fief.address=10.99.0.2").network;
+        assert_eq!(bare.unwrap().addresses, [(ip("10.99.0.2"), 32)]);
+    }
+
+    #[test]
+    fn a_network_that_makes_no_sense_is_named_word_by_word() {
+        for word in [
+            "fief.mac=02:0a:63:00:00",
+            "fief.mac=02:0a:63:00:00:0g",
+            "fief.address=10.99.0.2/33",
+            "fief.address=fd00::2",
+            "fief.address6=10.99.0.2",
+            "fief.gateway=10.99.0",
+            "fief.dns=192.0.2.1,",
+            "fief.mtu=-1",
+        ] {
+            assert_eq!(Settings::parse(word).bad, [word]);
+        }
+        let settings = Settings::parse("fief.address=10.99.0.2/32");
+        assert_eq!(settings.network, None);
+        assert!(settings.bad[0].contains("fief.mac"));
+    }
 
     #[test]
     fn every_setting_is_read_and_other_words_are_left_alone() {

@@ -14,7 +14,10 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, pipe2, setsid};
 use crate::account::{self, Account};
 
 /// docker's default.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The agent's own program file, also when no other path leads to it any more.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// A started command and the agent's ends of its channels, all non-blocking.
 #[derive(Debug)]
@@ -106,6 +109,7 @@ struct Plan {
 impl Plan {
     fn new(request: &ExecRequest, default_user: Option<&str>) -> Result<Plan, RemoteError> {
         let root = Uid::effective().is_root();
+        let default_user = if request.own { Some("0") } else { default_user };
         let wanted = request.user.as_deref().or(default_user);
         let account = match wanted {
             Some(user) => Some(account::look_up(user, Path::new("/etc"))?),
@@ -113,7 +117,12 @@ impl Plan {
             None if root => account::look_up("0", Path::new("/etc")).ok(),
             None => None,
         };
-        let program = request.argv.first().filter(|program| !program.is_empty());
+        let own = request.own.then_some(OWN_PROGRAM);
+        let argv: Vec<&str> = own
+            .into_iter()
+            .chain(request.argv.iter().map(String::as_str))
+            .collect();
+        let program = argv.first().filter(|program| !program.is_empty());
         let program =
             program.ok_or_else(|| bad_request("the command is empty; say what to run"))?;
         let env = environment(request, account.as_ref());
@@ -122,7 +131,7 @@ impl Plan {
             .find(|(name, _)| name == "PATH")
             .map_or(DEFAULT_PATH, |(_, path)| path);
         let candidates = if program.contains('/') {
-            vec![program.clone()]
+            vec![(*program).to_owned()]
         } else {
             // An empty element means the working directory, as in a shell.
             let directory = |part: &str| if part.is_empty() { "." } else { part }.to_owned();
@@ -136,11 +145,9 @@ impl Plan {
         };
         Ok(Plan {
             candidates: candidates.into_iter().map(text).collect::<Result<_, _>>()?,
-            argv: request
-                .argv
-                .iter()
-                .cloned()
-                .map(text)
+            argv: argv
+                .into_iter()
+                .map(|word| text(word.to_owned()))
                 .collect::<Result<_, _>>()?,
             env: env
                 .into_iter()
@@ -333,7 +340,7 @@ fn non_blocking(fd: OwnedFd) -> io::Result<File> {
 }
 
 /// Signal dispositions and the mask as a fresh program expects them; the agent blocks and ignores some.
-fn reset_signals() {
+pub fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
         // SAFETY: setting the default disposition; numbers that have none are refused, which is fine.
         unsafe { libc::signal(number, libc::SIG_DFL) };

@@ -22,11 +22,12 @@ pub const TENANT: &[&str] = &[
 ];
 
 /// What a tenant's first command need not wait for: drivers of devices that nobody misses for a moment, if they are there
-/// at all. Everything else is loaded on demand from the modules image.
+/// at all. Everything else is loaded on demand from the modules image. The network's driver comes first: where there is a
+/// network, commands do wait for it, and for what stands before it.
 pub const TENANT_LATER: &[&str] = &[
+    "virtio_net",
     "virtio_rng",
     "virtio_console",
-    "virtio_net",
     "virtio_balloon",
     "fuse",
 ];
@@ -51,6 +52,9 @@ pub const HOST: &[&str] = &[
     "kvm_intel",
     "tun",
     "veth",
+    "sch_ingress",
+    "cls_matchall",
+    "act_mirred",
     "bridge",
     "br_netfilter",
     "dummy",

@@ -10,7 +10,7 @@ use crate::tool::Tool;
 use crate::tree::{Content, IMAGE_TIME, Meta, Tree, tarball};
 
 /// Raise it when this file changes what is in an image.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
 const MMDEBSTRAP: Tool = Tool {
     program: "mmdebstrap",
@@ -36,16 +36,21 @@ const TENANT_PACKAGES: &[&str] = &[
     "libnss-myhostname",
     "systemd-sysv",
     "dbus",
+    "openssh-server",
 ];
-/// What the emulated host runs: networks of tenants, disks, modules. Later backends add theirs here.
+/// What the emulated host runs: networks of tenants and tests of them, disks, modules. Later backends add theirs here.
 const HOST_PACKAGES: &[&str] = &[
     "ca-certificates",
     "e2fsprogs",
+    "iperf3",
     "iproute2",
+    "iputils-ping",
     "kmod",
     "nftables",
+    "openssh-client",
     "procps",
     "strace",
+    "tcpdump",
     "busybox-static",
 ];
 
@@ -77,6 +82,7 @@ pub fn make_tenant(work: &Work, progress: &dyn Progress) -> Result<Properties, E
     let mut tree = bootstrap(work, TENANT_PACKAGES, progress)?;
     settle(&mut tree)?;
     settle_systemd(&mut tree)?;
+    settle_sshd(&mut tree)?;
     add_user(&mut tree)?;
     pack(work, &mut tree, Default::default(), progress)
 }
@@ -211,6 +217,22 @@ fn settle_systemd(tree: &mut Tree) -> Result<(), Error> {
     Ok(())
 }
 
+/// sshd of a tenant: every tenant makes host keys of its own when it first needs them, and its unit waits for them.
+fn settle_sshd(tree: &mut Tree) -> Result<(), Error> {
+    for kind in ["rsa", "dsa", "ecdsa", "ed25519"] {
+        for suffix in ["", ".pub"] {
+            tree.remove(&format!("etc/ssh/ssh_host_{kind}_key{suffix}"))?;
+        }
+    }
+    tree.file(
+        "etc/systemd/system/ssh.service.d/fief.conf",
+        0o644,
+        *b"# A tenant that nobody gave a key to has no host keys either, and needs no sshd.\n\
+           [Unit]\nConditionPathExistsGlob=/etc/ssh/ssh_host_*_key\n",
+    )?;
+    Ok(())
+}
+
 /// The user who may become root without a password.
 fn add_user(tree: &mut Tree) -> Result<(), Error> {
     let home = format!("/home/{USER}");
@@ -303,6 +325,25 @@ nonsense
                 "deb http://sec.example/ bookworm-security main",
             ]
         );
+    }
+
+    #[test]
+    fn no_host_key_is_in_an_image_and_sshd_waits_for_one() {
+        let mut tree = Tree::default();
+        let keys = ["rsa_key", "ecdsa_key.pub", "ed25519_key"];
+        let path = |key| format!("etc/ssh/ssh_host_{key}");
+        for key in keys {
+            tree.file(&path(key), 0o600, *b"secret").unwrap();
+        }
+        tree.file("etc/ssh/sshd_config", 0o644, *b"UsePAM yes\n")
+            .unwrap();
+        settle_sshd(&mut tree).unwrap();
+        assert!(keys.iter().all(|key| tree.find(&path(key)).is_none()));
+        assert!(tree.find("etc/ssh/sshd_config").is_some());
+        let unit = tree
+            .contents("etc/systemd/system/ssh.service.d/fief.conf", TEXT_MAX)
+            .unwrap();
+        assert!(String::from_utf8(unit).unwrap().contains("\n[Unit]\n"));
     }
 
     #[test]

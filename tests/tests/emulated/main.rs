@@ -5,6 +5,7 @@ mod bad_input;
 mod by_path;
 mod commands;
 mod control;
+mod copies;
 mod crashes;
 mod images;
 mod instructions;

@@ -61,6 +61,8 @@ pub enum Kind {
     WriteFile = 13,
     /// Client, opens a stream: `ReadFile`.
     ReadFile = 14,
+    /// Client, opens a stream: `Provide`.
+    Provide = 15,
     /// Agent: `Started`, the answer to `Exec`.
     Started = 32,
     /// Agent: `FileInfo`, the answer to `ReadFile`.
@@ -78,7 +80,7 @@ impl Kind {
         use Kind::*;
         [
             Hello, Exec, Signal, Resize, Data, Eof, Credit, Cancel, Ping, Stats, SetClock,
-            Shutdown, WriteFile, ReadFile, Started, FileInfo, Exited, Done, Error,
+            Shutdown, WriteFile, ReadFile, Provide, Started, FileInfo, Exited, Done, Error,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -89,7 +91,7 @@ impl Kind {
         use Kind::*;
         matches!(
             self,
-            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile
+            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile | Provide
         )
     }
 

@@ -14,6 +14,7 @@ mod frame;
 mod handshake;
 mod message;
 mod outbound;
+mod provide;
 mod relay;
 
 pub use client::{ChannelReader, Connection, Process, Remote, StdinWriter, Terminals, pump};
@@ -30,4 +31,7 @@ pub use message::{
     WindowSize, WriteFile,
 };
 pub use outbound::Outbound;
+pub use provide::{
+    LONGEST_LOGIN, Login, MAX_KEYS, MAX_NAMES, Provide, ProvideError, is_login, is_public_key_line,
+};
 pub use relay::relay;

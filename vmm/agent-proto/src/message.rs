@@ -62,6 +62,9 @@ pub struct ExecRequest {
     /// With a size: run on a pseudo terminal of that size. stdout and stderr are then one channel, stdout.
     #[serde(default)]
     pub tty: Option<WindowSize>,
+    /// The program is the agent itself and `argv` all of its arguments; it runs as root unless `user` says otherwise.
+    #[serde(default)]
+    pub own: bool,
     /// Whether the client will send stdin; otherwise it is `/dev/null` (with a terminal: nobody types).
     #[serde(default)]
     pub stdin: bool,

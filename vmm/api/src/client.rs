@@ -12,7 +12,7 @@ use crate::routes::Endpoint;
 use crate::{
     ActionType, BootSource, Drive, Entropy, Fault, FullVmConfiguration, InstanceActionInfo,
     InstanceInfo, Lifecycle, Logger, MachineConfiguration, MachineConfigurationUpdate,
-    PartialDrive, Serial, Version, Vm, VmState, Vsock,
+    NetworkInterface, PartialDrive, PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
 };
 
 /// How long a request may take in all. Starting a machine in the emulated host takes seconds.
@@ -130,6 +130,19 @@ impl Client {
 
     pub fn put_drive(&self, drive: &Drive) -> Result<(), ClientError> {
         self.send(&Endpoint::PutDrive(drive.drive_id.clone()), drive)
+    }
+
+    pub fn put_network_interface(&self, interface: &NetworkInterface) -> Result<(), ClientError> {
+        let endpoint = Endpoint::PutNetworkInterface(interface.iface_id.clone());
+        self.send(&endpoint, interface)
+    }
+
+    pub fn patch_network_interface(
+        &self,
+        interface: &PartialNetworkInterface,
+    ) -> Result<(), ClientError> {
+        let endpoint = Endpoint::PatchNetworkInterface(interface.iface_id.clone());
+        self.send(&endpoint, interface)
     }
 
     pub fn patch_drive(&self, drive: &PartialDrive) -> Result<(), ClientError> {

@@ -11,6 +11,7 @@ mod device;
 mod instance;
 mod limiter;
 mod machine;
+mod network;
 mod routes;
 mod whole;
 
@@ -24,6 +25,7 @@ pub use instance::{
 };
 pub use limiter::{RateLimiter, TokenBucket};
 pub use machine::{BootSource, HugePages, MachineConfiguration, MachineConfigurationUpdate};
+pub use network::{NetworkInterface, PartialNetworkInterface};
 pub use routes::{Endpoint, Method, ROUTES, Route, RouteError};
 pub use whole::FullVmConfiguration;
 

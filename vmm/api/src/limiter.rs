@@ -35,7 +35,7 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// The limits after an update: a bucket that `update` leaves out stays as it is.
+    /// These limits with the buckets of `update` in place of its own, where that has any.
     pub fn updated(self, update: Self) -> Self {
         Self {
             bandwidth: update.bandwidth.or(self.bandwidth),

@@ -44,6 +44,10 @@ pub enum Endpoint {
     PatchDrive(String),
     /// With the drive's id.
     DeleteDrive(String),
+    /// With the interface's id.
+    PutNetworkInterface(String),
+    /// With the interface's id.
+    PatchNetworkInterface(String),
     PutVsock,
     PutEntropy,
     PutSerial,
@@ -108,6 +112,16 @@ pub const ROUTES: &[Route] = &[
     change(Method::Put, "/drives/{drive_id}", "Drive"),
     change(Method::Patch, "/drives/{drive_id}", "PartialDrive"),
     delete("/drives/{drive_id}"),
+    change(
+        Method::Put,
+        "/network-interfaces/{iface_id}",
+        "NetworkInterface",
+    ),
+    change(
+        Method::Patch,
+        "/network-interfaces/{iface_id}",
+        "PartialNetworkInterface",
+    ),
     change(Method::Put, "/vsock", "Vsock"),
     change(Method::Put, "/entropy", "Entropy"),
     change(Method::Put, "/serial", "Serial"),
@@ -119,13 +133,12 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// First parts of Firecracker's paths that this API does not have.
-const FIRECRACKER_ONLY: [&str; 8] = [
+const FIRECRACKER_ONLY: [&str; 7] = [
     "balloon",
     "cpu-config",
     "hotplug",
     "metrics",
     "mmds",
-    "network-interfaces",
     "pmem",
     "snapshot",
 ];
@@ -145,6 +158,8 @@ pub enum RouteError {
     },
     #[error("the path has no drive id: use /drives/ID")]
     NoDriveId,
+    #[error("the path has no interface id: use /network-interfaces/ID")]
+    NoInterfaceId,
 }
 
 /// Enough of a path for a message.
@@ -174,6 +189,9 @@ impl Endpoint {
             ("PATCH", ["drives", id]) => Self::PatchDrive((*id).to_owned()),
             ("DELETE", ["drives", id]) => Self::DeleteDrive((*id).to_owned()),
             ("PUT" | "PATCH" | "DELETE", ["drives"]) => return Err(RouteError::NoDriveId),
+            ("PUT", ["network-interfaces", id]) => Self::PutNetworkInterface((*id).to_owned()),
+            ("PATCH", ["network-interfaces", id]) => Self::PatchNetworkInterface((*id).to_owned()),
+            ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
             ("PUT", ["vsock"]) => Self::PutVsock,
             ("PUT", ["entropy"]) => Self::PutEntropy,
             ("PUT", ["serial"]) => Self::PutSerial,
@@ -229,6 +247,12 @@ impl Endpoint {
             Self::PutDrive(id) => return (Method::Put, format!("/drives/{id}")),
             Self::PatchDrive(id) => return (Method::Patch, format!("/drives/{id}")),
             Self::DeleteDrive(id) => return (Method::Delete, format!("/drives/{id}")),
+            Self::PutNetworkInterface(id) => {
+                return (Method::Put, format!("/network-interfaces/{id}"));
+            }
+            Self::PatchNetworkInterface(id) => {
+                return (Method::Patch, format!("/network-interfaces/{id}"));
+            }
             Self::PutVsock => (Method::Put, "/vsock"),
             Self::PutEntropy => (Method::Put, "/entropy"),
             Self::PutSerial => (Method::Put, "/serial"),

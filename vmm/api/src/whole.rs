@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::{Drive, Entropy, Serial, Vsock};
 use crate::instance::{Lifecycle, Logger};
 use crate::machine::{BootSource, MachineConfiguration};
+use crate::network::NetworkInterface;
 
 /// `GET /vm/config`, and the format of `--config-file`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,8 @@ pub struct FullVmConfiguration {
         skip_serializing_if = "Option::is_none"
     )]
     pub machine_config: Option<MachineConfiguration>,
+    #[serde(rename = "network-interfaces", default)]
+    pub network_interfaces: Vec<NetworkInterface>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,7 @@ use fief_host::EmulatedHost;
 use fief_host::qemu::Hardware;
 use fief_images::{Images, Kind, Progress, Silent, Unit};
 
-use crate::cli::{Context, Error, OWN_FAILURE, Result, prepare, remote};
+use crate::cli::{Context, Error, OWN_FAILURE, Result, prepare, remote, ssh_key};
 use crate::progress::Shown;
 use crate::spec::KernelChoice;
 use crate::terminal::{self, Signals, Streams, attend};
@@ -24,6 +24,8 @@ pub struct Needs {
     pub image: Option<String>,
     /// `--kernel` as given.
     pub kernel: Option<String>,
+    /// `--ssh-key` as given.
+    pub ssh_keys: Vec<String>,
     pub streams: Streams,
     /// Variables that the command line passes on by name.
     pub env: Vec<(String, String)>,
@@ -34,10 +36,12 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
     if needs.streams.tty {
         terminal::size()?;
     }
+    let keys = key_texts(&needs.ssh_keys)?;
     let progress = Shown::default();
     let images = context.images()?;
     start(context, &images, None, &progress)?;
     let mut along = take_along(context, &images, needs, &progress)?;
+    along.replaced.extend(keys);
     // Until here Ctrl-C just ends this process. Before the first connection, whose thread inherits what is blocked.
     let signals = Signals::take_over()?;
     let connection = EmulatedHost::open(context.state()).connect()?;
@@ -148,6 +152,12 @@ fn take_along(
     Ok(along)
 }
 
+/// Key files and what is in them, which is as good on the command line inside.
+fn key_texts(given: &[String]) -> Result<Vec<(String, String)>> {
+    let text = |given: &String| Ok((given.clone(), ssh_key::read(given)?.join("\n")));
+    given.iter().map(text).collect()
+}
+
 /// Copies a file inside; its path there, which has the file's own name in a folder for its content.
 fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String> {
     let unreadable =
@@ -178,7 +188,7 @@ fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String
 /// what was taken along. What follows `--` is the command's own.
 fn inner_arguments(arguments: &[String], replaced: &[(String, String)]) -> Vec<String> {
     const OURS: [&str; 2] = ["--host", "--state-dir"];
-    const REPLACED: [&str; 2] = ["--image", "--kernel"];
+    const REPLACED: [&str; 3] = ["--image", "--kernel", "--ssh-key"];
     let replace = |word: &str| {
         let found = replaced.iter().find(|(from, _)| from == word);
         found.map_or_else(|| word.to_owned(), |(_, to)| to.clone())
@@ -240,13 +250,17 @@ mod tests {
 
     #[test]
     fn what_was_taken_along_has_its_name_inside() {
-        let replaced = [("./root.tar", "path-root-1"), ("/k", "/in/k")];
+        let replaced = [
+            ("./root.tar", "path-root-1"),
+            ("/k", "/in/k"),
+            ("id.pub", "ssh-ed25519 AAAA me\nssh-rsa AAAA"),
+        ];
         assert_eq!(
             inner(
-                "run --image ./root.tar --kernel=/k --name ./root.tar",
+                "run --image ./root.tar --kernel=/k --name ./root.tar --ssh-key id.pub",
                 &replaced
             ),
-            "run --image path-root-1 --kernel /in/k --name ./root.tar"
+            "run --image path-root-1 --kernel /in/k --name ./root.tar --ssh-key ssh-ed25519 AAAA me\nssh-rsa AAAA"
         );
         assert_eq!(inner("create a --image", &[]), "create a --image ");
     }

@@ -113,37 +113,55 @@ fn bad_names_sizes_and_numbers_are_refused_and_nothing_is_made() {
     let rig = Rig::with_image();
     for name in ["../bad", "a/b", "..", ".a", "A", "a..b"] {
         rig.refuses(
-            &format!("run --name {name} --image tiny -- true"),
+            &format!("run --name {name} --image tiny --net none -- true"),
             &[name, "a-z"],
         );
-        rig.refuses(&format!("create {name} --image tiny"), &[name, "a-z"]);
+        rig.refuses(
+            &format!("create {name} --image tiny --net none"),
+            &[name, "a-z"],
+        );
     }
     rig.refuses(
-        "run --cpus 0 --image tiny -- true",
+        "run --cpus 0 --image tiny --net none -- true",
         &["--cpus 0", "1 to 32"],
     );
     rig.refuses(
-        "run --cpus 33 --image tiny -- true",
+        "run --cpus 33 --image tiny --net none -- true",
         &["--cpus 33", "1 to 32"],
     );
-    rig.refuses("run --cpus 256 --image tiny -- true", &["--cpus 256"]);
-    rig.refuses("run --cpus -1 --image tiny -- true", &["-1"]);
     rig.refuses(
-        "run --memory 0 --image tiny -- true",
+        "run --cpus 256 --image tiny --net none -- true",
+        &["--cpus 256"],
+    );
+    rig.refuses("run --cpus -1 --image tiny --net none -- true", &["-1"]);
+    rig.refuses(
+        "run --memory 0 --image tiny --net none -- true",
         &["--memory", "at least"],
     );
     rig.refuses(
-        "run --memory 900T --image tiny -- true",
+        "run --memory 900T --image tiny --net none -- true",
         &["--memory", "this machine has"],
     );
-    rig.refuses("run --memory many --image tiny -- true", &["many", "512M"]);
-    rig.refuses("create a --disk 1 --image tiny", &["disk", "16 MiB"]);
-    rig.refuses("create a --disk 100T --image tiny", &["disk", "16 TiB"]);
     rig.refuses(
-        "create a --hostname a.b --image tiny",
+        "run --memory many --image tiny --net none -- true",
+        &["many", "512M"],
+    );
+    rig.refuses(
+        "create a --disk 1 --image tiny --net none",
+        &["disk", "16 MiB"],
+    );
+    rig.refuses(
+        "create a --disk 100T --image tiny --net none",
+        &["disk", "16 TiB"],
+    );
+    rig.refuses(
+        "create a --hostname a.b --image tiny --net none",
         &["host name", "a.b"],
     );
-    rig.refuses("create a --image tiny --init image", &["tiny", "init"]);
+    rig.refuses(
+        "create a --image tiny --net none --init image",
+        &["tiny", "init"],
+    );
     assert!(rig.tenants().is_empty(), "{:?}", rig.tenants());
 }
 
@@ -184,7 +202,7 @@ fn what_is_not_there_is_named() {
     rig.refuses("run --image ./nowhere -- true", &["./nowhere"]);
     rig.refuses("images rm nowhere", &["nowhere"]);
     rig.refuses(
-        "run --image tiny --kernel /no/kernel -- true",
+        "run --image tiny --net none --kernel /no/kernel -- true",
         &["/no/kernel"],
     );
     rig.refuses("setup --image tiny", &["tiny", "fief images import"]);
@@ -215,7 +233,10 @@ fn a_truncated_image_is_noticed_before_a_tenant_is_made() {
         .unwrap()
         .set_len(100)
         .unwrap();
-    rig.refuses("create a --image tiny", &["100 bytes", "damaged"]);
+    rig.refuses(
+        "create a --image tiny --net none",
+        &["100 bytes", "damaged"],
+    );
     assert!(rig.tenants().is_empty());
     assert!(rig.succeeds("images").contains("damaged"));
 }
@@ -227,8 +248,10 @@ fn listings_are_tables_and_json() {
         serde_json::from_str::<Value>(&rig.succeeds("ps -a --json")).unwrap(),
         serde_json::json!([])
     );
-    rig.succeeds("create alice --image tiny --cpus 2 --memory 64M --disk 16M --user user");
-    rig.succeeds("create bob --image tiny --disk 16M");
+    rig.succeeds(
+        "create alice --image tiny --net none --cpus 2 --memory 64M --disk 16M --user user",
+    );
+    rig.succeeds("create bob --image tiny --net none --disk 16M");
     assert_eq!(
         rig.succeeds("ps").lines().count(),
         1,
@@ -265,12 +288,12 @@ fn listings_are_tables_and_json() {
 #[test]
 fn a_tenant_that_does_not_run_says_so_and_can_be_removed() {
     let rig = Rig::with_image();
-    rig.succeeds("create a --image tiny --disk 16M");
+    rig.succeeds("create a --image tiny --net none --disk 16M");
     for line in ["exec a -- true", "stop a", "kill a", "wait a", "shell a"] {
         rig.refuses(line, &["not running", "fief start a"]);
     }
     rig.refuses(
-        "create a --image tiny --disk 16M",
+        "create a --image tiny --net none --disk 16M",
         &["'a' is taken", "--name"],
     );
     rig.refuses("images rm tiny", &["'a'", "fief rm a"]);
@@ -289,10 +312,10 @@ fn an_image_that_was_made_anew_or_removed_stays_with_the_tenants_that_were_made_
         rig.path("state/images/artifacts").join(id)
     };
     let root = rig.path("root");
-    rig.succeeds("create old --image tiny --disk 16M");
+    rig.succeeds("create old --image tiny --net none --disk 16M");
     fs::write(root.join("file"), "other content").unwrap();
     rig.succeeds(&format!("images import tiny {}", root.display()));
-    rig.succeeds("create new --image tiny --disk 16M");
+    rig.succeeds("create new --image tiny --net none --disk 16M");
     let (old, new) = (artifact_of("old"), artifact_of("new"));
     assert_ne!(old, new);
     rig.succeeds("images rm -f tiny");
@@ -321,6 +344,8 @@ fn a_monitor_that_is_missing_leaves_no_tenant() {
     let mut run = rig.fief([
         "run",
         "--rm",
+        "--net",
+        "none",
         "--image",
         "tiny",
         "--kernel",
@@ -340,7 +365,9 @@ fn a_monitor_that_is_missing_leaves_no_tenant() {
 #[test]
 fn of_many_that_want_one_name_one_gets_it_and_no_trace_of_the_others_is_left() {
     let rig = Rig::with_image();
-    let line = ["create", "same", "--image", "tiny", "--disk", "16M"];
+    let line = [
+        "create", "same", "--image", "tiny", "--disk", "16M", "--net", "none",
+    ];
     let children: Vec<Child> = (0..8).map(|_| rig.fief(line).spawn().unwrap()).collect();
     let outputs: Vec<Output> = children
         .into_iter()
@@ -366,7 +393,9 @@ fn commands_at_once_never_see_a_half_made_or_half_removed_tenant() {
             let rig = &rig;
             scope.spawn(move || {
                 for _ in 0..4 {
-                    rig.succeeds(&format!("create t{number} --image tiny --disk 16M"));
+                    rig.succeeds(&format!(
+                        "create t{number} --image tiny --net none --disk 16M"
+                    ));
                     rig.succeeds(&format!("rm t{number}"));
                 }
             });
@@ -452,7 +481,12 @@ impl Blocked {
 #[test]
 fn a_fief_that_is_killed_while_it_makes_a_tenant_leaves_nothing_after_the_next_command() {
     let rig = Rig::with_image();
-    let blocked = Blocked::start(&rig, &["create", "a", "--image", "tiny", "--disk", "16M"]);
+    let blocked = Blocked::start(
+        &rig,
+        &[
+            "create", "a", "--image", "tiny", "--disk", "16M", "--net", "none",
+        ],
+    );
     assert_eq!(rig.tenants().len(), 1, "it is in the midst of it");
     rig.succeeds("ps -a");
     assert_eq!(
@@ -463,7 +497,7 @@ fn a_fief_that_is_killed_while_it_makes_a_tenant_leaves_nothing_after_the_next_c
     let _script = blocked.kill();
     assert_eq!(rig.succeeds("ps -a").lines().count(), 1);
     assert!(rig.tenants().is_empty(), "{:?}", rig.tenants());
-    rig.succeeds("create a --image tiny --disk 16M");
+    rig.succeeds("create a --image tiny --net none --disk 16M");
 }
 
 #[test]

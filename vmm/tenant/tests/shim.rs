@@ -10,8 +10,13 @@ use std::time::Duration;
 
 use fief::backend::BootFiles;
 use fief::shim::{Attached, Order, StartError, older, start};
-use fief::spec::{Init, Isolation, KernelChoice, KernelFormat, Spec, TenantName, VERSION};
-use fief::store::{Exit, Phase, Reason, State, Status, Store, StoreError, Tenant};
+use fief::spec::{
+    Init, Isolation, KernelChoice, KernelFormat, Limits, LogBounds, RestartPolicy, Spec,
+    TenantName, VERSION,
+};
+use fief::store::{
+    Exit, Locked, Phase, Reason, State, Status, StoppedBy, Store, StoreError, Tenant,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -51,7 +56,7 @@ impl Rig {
         Store::open(&self.directory.path().join("state")).unwrap()
     }
 
-    fn draft(&self, remove: bool, script: &str) -> (fief::store::Locked, Order) {
+    fn draft(&self, remove: bool, script: &str) -> (Locked, Order) {
         let name: TenantName = "a".parse().unwrap();
         let spec = Spec {
             version: VERSION,
@@ -65,8 +70,17 @@ impl Rig {
             init: Init::Agent,
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),
+            ssh_keys: Vec::new(),
             user: None,
             remove,
+            net: fief::spec::Net::None,
+            publish: vec![],
+            dns: vec![],
+            env: Vec::new(),
+            restart: RestartPolicy::No,
+            autostart: false,
+            limits: Limits::default(),
+            log: LogBounds::default(),
         };
         let kernel = self.directory.path().join("kernel");
         fs::write(&kernel, script).unwrap();
@@ -90,12 +104,16 @@ impl Rig {
 
     fn start(&self, remove: bool, script: &str) -> (Tenant, Attached) {
         let (locked, order) = self.draft(remove, script);
-        start(Path::new(env!("CARGO_BIN_EXE_fief")), locked, &order)
+        self.start_drafted(locked, &order)
+    }
+
+    fn start_drafted(&self, locked: Locked, order: &Order) -> (Tenant, Attached) {
+        start(Path::new(env!("CARGO_BIN_EXE_fief")), locked, order)
             .map_err(|(_, error)| error)
             .unwrap()
     }
 
-    fn start_fails(&self, script: &str) -> (fief::store::Locked, StartError) {
+    fn start_fails(&self, script: &str) -> (Locked, StartError) {
         let (locked, order) = self.draft(false, script);
         start(Path::new(env!("CARGO_BIN_EXE_fief")), locked, &order).unwrap_err()
     }
@@ -129,6 +147,15 @@ fn await_end(process: &impl AsFd) {
         Ok(1),
         "a process did not end"
     );
+}
+
+/// Looks until something is so that nothing announces.
+fn until(mut look: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + LONG;
+    while !look() {
+        assert!(std::time::Instant::now() < deadline, "it never came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
@@ -165,7 +192,53 @@ fn a_console_that_floods_cannot_fill_the_disk_and_keeps_its_end() {
     let newest = fs::read(&path).unwrap();
     assert!(newest.ends_with(b"the last line\n"));
     assert!(newest.len() <= 1 << 20);
-    assert_eq!(fs::metadata(older(&path)).unwrap().len(), 1 << 20);
+    assert_eq!(fs::metadata(older(&path, 1)).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_policy_starts_a_tenant_again_as_often_as_it_says() {
+    let rig = Rig::new();
+    let (locked, order) = rig.draft(false, "panic");
+    let tenant = locked.tenant.clone();
+    let changed = tenant.change_spec(|spec| {
+        spec.restart = RestartPolicy::OnFailure(Some(2));
+        Ok::<(), StoreError>(())
+    });
+    changed.unwrap();
+    rig.start_drafted(locked, &order);
+    assert!(rig.store().wait_idle(&tenant, LONG).unwrap());
+    let exit = tenant.exit().unwrap().unwrap();
+    assert_eq!((exit.reason, exit.restarts), (Reason::Panic, 2));
+    let console = fs::read_to_string(tenant.console()).unwrap();
+    assert_eq!(console.matches("hello from the console").count(), 3);
+}
+
+#[test]
+fn a_tenant_that_somebody_stopped_is_not_started_again() {
+    let rig = Rig::new();
+    let (locked, order) = rig.draft(false, "sleep");
+    let tenant = locked.tenant.clone();
+    let changed = tenant.change_spec(|spec| {
+        spec.restart = RestartPolicy::Always;
+        Ok::<(), StoreError>(())
+    });
+    changed.unwrap();
+    rig.start_drafted(locked, &order);
+    tenant.mark_stopped(StoppedBy::User).unwrap();
+    end(rig.state().monitor.unwrap().pid);
+    assert!(rig.store().wait_idle(&tenant, LONG).unwrap());
+    let exit = tenant.exit().unwrap().unwrap();
+    assert_eq!((exit.reason, exit.restarts), (Reason::Killed, 0));
+    // Without that it is: the control.
+    let locked = rig.store().lock(&tenant.name).unwrap();
+    locked.forget_stop().unwrap();
+    rig.start_drafted(locked, &order);
+    end(rig.state().monitor.unwrap().pid);
+    until(|| rig.state().restarts == 1 && rig.state().phase == Phase::Running);
+    let shim = rig.state().shim_pid;
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::TERM).unwrap();
+    assert!(rig.store().wait_idle(&tenant, LONG).unwrap());
+    assert_eq!(tenant.exit().unwrap().unwrap().restarts, 1);
 }
 
 #[test]

@@ -14,7 +14,6 @@ mod handshake;
 mod muxer;
 mod outbound;
 mod packet;
-mod queue;
 mod table;
 mod unix;
 mod worker;
@@ -26,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chain::Buffers;
+use super::queue::WorkerQueue;
 use super::segments::Segments;
 use super::{ActivateError, Activation, ActiveQueue, DeviceId, DeviceState, VirtioDevice};
 use crate::worker::{ThreadKind, Worker};
@@ -34,7 +34,6 @@ pub use counters::VsockMetrics;
 pub use credit::BUF_ALLOC;
 pub use muxer::MAX_HANDSHAKES;
 use muxer::Muxer;
-use queue::VsockQueue;
 pub use table::MAX_CONNECTIONS;
 use unix::Listener;
 use worker::{ResetRequest, VsockHandler};
@@ -265,7 +264,7 @@ impl VirtioDevice for Vsock {
         let mut queues = [None, None, None];
         for queue in activation.queues {
             if let Some(place) = queues.get_mut(usize::from(queue.index)) {
-                *place = Some(VsockQueue::new(queue));
+                *place = Some(WorkerQueue::new(queue, "vsock"));
             }
         }
         let [rx, tx, event] = queues;

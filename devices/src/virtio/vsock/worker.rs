@@ -11,10 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::counters::Counters;
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, HEADER_BYTES_U32, Header};
-use super::queue::{Broken, Taken, VsockQueue};
 use crate::GuestRam;
 use crate::virtio::VirtioInterrupt;
 use crate::virtio::chain::Buffers;
+use crate::virtio::queue::{Broken, Taken, WorkerQueue};
 use crate::virtio::segments::Segments;
 use crate::worker::{Handler, Interest};
 
@@ -58,10 +58,10 @@ impl ResetRequest {
 pub(super) struct VsockHandler {
     pub muxer: Muxer,
     /// To the guest.
-    pub rx: VsockQueue,
+    pub rx: WorkerQueue,
     /// From the guest.
-    pub tx: VsockQueue,
-    pub event: Option<VsockQueue>,
+    pub tx: WorkerQueue,
+    pub event: Option<WorkerQueue>,
     pub memory: GuestRam,
     pub interrupt: Arc<dyn VirtioInterrupt>,
     pub counters: Arc<Counters>,
@@ -176,7 +176,7 @@ impl VsockHandler {
             }
         }
         if free.is_some() {
-            self.rx.put_back();
+            self.rx.put_back(1);
         }
         Ok(more)
     }

@@ -2,9 +2,12 @@
 
 mod beside;
 mod device_nodes;
+mod interface;
 mod modules;
 mod mounts;
+mod netlink;
 mod network;
+mod resolver;
 mod root;
 
 use std::time::{Duration, Instant};
@@ -13,10 +16,10 @@ pub use beside::{BESIDE_NAME, become_image_init};
 pub use device_nodes::make as make_device_nodes;
 pub use modules::{
     Module, insert as insert_modules, insert_beside as insert_modules_beside,
-    later as later_modules, load as load_modules,
+    later as later_modules, load as load_modules, take_network_driver,
 };
 pub use mounts::{mount_kernel_file_systems, prepare_without_init};
-pub use root::Root;
+pub use root::{Root, find_drive};
 
 use crate::log;
 use crate::settings::Settings;
@@ -42,6 +45,15 @@ pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 pub fn prepare(settings: &Settings) {
     mounts::mount_common();
     network::loopback_up();
+    crate::provide::forget_names();
+    if let Some(network) = &settings.network {
+        for problem in interface::set_up(network) {
+            log::error(format!("the network is not all there: {problem}"));
+        }
+        if let Err(error) = resolver::set_up(&network.dns, std::path::Path::new("/")) {
+            log::error(format!("names cannot be looked up: {error}"));
+        }
+    }
     if let Some(name) = &settings.hostname
         && let Err(error) = network::set_name(name)
     {

@@ -15,6 +15,7 @@ const LIST: &str = "/etc/fief/modules.load";
 /// The same, of what the first command need not wait for.
 const LATER: &str = "/etc/fief/modules.later";
 const DIRECTORY: &str = "/lib/modules";
+const NETWORK_DRIVER: &str = "virtio_net";
 
 /// Loads the modules of the initramfs's list, then `more`.
 pub fn load(more: &[String]) {
@@ -32,6 +33,14 @@ pub fn insert(modules: impl IntoIterator<Item = Module>) {
 pub fn later() -> Vec<Module> {
     let list = fs::read_to_string(LATER).unwrap_or_default();
     found(wanted(&list)).collect()
+}
+
+/// Takes the network device's driver, and what is listed before it because it needs it, out of the modules for later.
+pub fn take_network_driver(later: &mut Vec<Module>) -> Vec<Module> {
+    let driver = later
+        .iter()
+        .position(|module| plain_name(&module.name) == NETWORK_DRIVER);
+    later.drain(..driver.map_or(0, |at| at + 1)).collect()
 }
 
 /// Loads modules in a process of its own that takes only what CPU time others leave; like any child it is reaped. If
@@ -141,6 +150,19 @@ mod tests {
     fn the_list_has_comments_and_empty_lines() {
         let names: Vec<_> = wanted("# first\nvirtio_blk\n\n  ext4 # file system\n").collect();
         assert_eq!(names, ["virtio_blk", "ext4"]);
+    }
+
+    #[test]
+    fn the_network_driver_comes_with_all_that_is_listed_before_it() {
+        let list = ["/x/failover.ko", "/x/virtio_net.ko", "/x/fuse.ko"];
+        let mut later: Vec<_> = found(list.into_iter()).collect();
+        let names = |modules: &[Module]| -> Vec<String> {
+            modules.iter().map(|module| module.name.clone()).collect()
+        };
+        assert_eq!(names(&take_network_driver(&mut later)), list[..2]);
+        assert_eq!(names(&later), list[2..]);
+        // A kernel that has it built in has no such file.
+        assert!(take_network_driver(&mut later).is_empty() && later.len() == 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The little network set-up that is the agent's: a name and a loopback.
+//! What every system has of a network: a name and a loopback.
 
 use std::fs;
 use std::io;
@@ -42,7 +42,6 @@ pub fn loopback_up() {
 }
 
 /// Sets the host name, in the files too: the image's init reads `/etc/hostname`, and sudo wants to resolve the name.
-/// `/etc/resolv.conf` is not touched.
 ///
 /// # Errors
 /// The kernel's, or the file system's.

@@ -9,6 +9,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 
 use super::wait_for;
+use crate::grow;
 use crate::log;
 use crate::settings::Settings;
 
@@ -57,10 +58,13 @@ impl Root {
                     MsFlags::empty(),
                     "",
                 )?;
-                root.disk = Some(
-                    File::open(DISK)
-                        .map_err(|error| format!("cannot open the disk's root: {error}"))?,
-                );
+                let mounted = File::open(DISK)
+                    .map_err(|error| format!("cannot open the disk's root: {error}"))?;
+                if let Err(error) = grow::to_device(&device, &mounted) {
+                    // It is as large as it was.
+                    log::error(format!("cannot grow the disk's file system: {error}"));
+                }
+                root.disk = Some(mounted);
             }
             None => mount_new("tmpfs", DISK, "tmpfs", MsFlags::empty(), "mode=0755")?,
         }
@@ -129,7 +133,10 @@ fn mount_modules(id: &str) -> Result<(), String> {
 }
 
 /// The block device whose serial number is `id`; waits for it.
-fn find_drive(id: &str) -> Result<PathBuf, String> {
+///
+/// # Errors
+/// One line that says which drives there are.
+pub fn find_drive(id: &str) -> Result<PathBuf, String> {
     let look = || {
         fs::read_dir("/sys/block")
             .ok()?

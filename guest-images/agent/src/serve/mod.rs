@@ -10,6 +10,7 @@ mod transport;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use crate::log;
+use crate::provide::Sshd;
 use button::PowerButtons;
 use session::{Context, Session};
 pub use transport::{Listener, open_serial};
@@ -73,8 +75,10 @@ impl Server {
             PowerButtons::default()
         };
         let context = Context {
-            hello,
+            root: (hello.init != InitMode::Program).then(|| "/".into()),
             default_user,
+            sshd: Sshd::default(),
+            hello,
             shutdown: None,
             condemned: Vec::new(),
         };
@@ -98,6 +102,11 @@ impl Server {
     /// Serves one client after another on a serial port.
     pub fn serve_serial(&mut self, port: std::fs::File) {
         self.add(Session::new(port, true));
+    }
+
+    /// Lets a program be given what a host gives its tenants, below a directory that stands for the tenant's root.
+    pub fn provide_below(&mut self, root: PathBuf) {
+        self.context.root = Some(root);
     }
 
     /// Serves until someone asks for an end.
@@ -278,6 +287,7 @@ impl Server {
                 Ok(WaitStatus::Signaled(_, signal, _)) => ExitStatus::Signal(signal as i32),
                 _ => continue,
             };
+            self.context.sshd.exited(pid);
             self.sessions
                 .values_mut()
                 .any(|session| session.exited(pid, status, now));

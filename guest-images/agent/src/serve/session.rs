@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use fief_agent_proto::{
     AgentHello, Channel, ClientHello, Decoder, ErrorKind, ExecRequest, ExitStatus, Frame,
-    FrameError, Inbound, Kind, MAX_STREAMS, Outbound, ReadFile, RemoteError, SetClock, Shutdown,
-    Signal, Started, VERSION, WindowSize, WriteFile, preamble_reply,
+    FrameError, Inbound, Kind, MAX_STREAMS, Outbound, Provide, ReadFile, RemoteError, SetClock,
+    Shutdown, Signal, Started, VERSION, WindowSize, WriteFile, preamble_reply,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
@@ -18,6 +19,7 @@ use super::command::{Command, OUTBOUND_ROOM, io_error, protocol};
 use super::file::{Reading, Writing};
 use super::system;
 use crate::log;
+use crate::provide::{Providing, Sshd};
 use crate::spawn::spawn;
 
 /// Answers waiting beyond which a client that does not read them is not read either.
@@ -28,6 +30,9 @@ const ANSWERS_ROOM: usize = 2 * OUTBOUND_ROOM;
 pub struct Context {
     pub hello: AgentHello,
     pub default_user: Option<String>,
+    /// Where what the host gives goes; none for a program, whose system is none of the host's.
+    pub root: Option<PathBuf>,
+    pub sshd: Sshd,
     /// A client asked for it.
     pub shutdown: Option<Shutdown>,
     /// Process groups without a client, and when to kill them.
@@ -53,6 +58,7 @@ enum Stream {
     Command(Box<Command>),
     Writing(Writing),
     Reading(Reading),
+    Providing(Providing),
 }
 
 impl Session {
@@ -173,6 +179,7 @@ impl Session {
                     command.last_frame(*id)
                 }
                 Stream::Reading(reading) => reading.turn(*id, &mut self.out, scratch),
+                Stream::Providing(providing) => providing.last_frame(*id),
                 Stream::Writing(_) => None,
             };
             if let Some(frame) = last {
@@ -188,11 +195,17 @@ impl Session {
 
     /// A process was reaped; whether it was this session's.
     pub fn exited(&mut self, pid: Pid, status: ExitStatus, now: Instant) -> bool {
-        let command = self.streams.values_mut().find_map(|stream| match stream {
-            Stream::Command(command) if command.pid() == pid => Some(command),
-            _ => None,
-        });
-        command.map(|command| command.exited(status, now)).is_some()
+        self.streams.values_mut().any(|stream| match stream {
+            Stream::Command(command) if command.pid() == pid => {
+                command.exited(status, now);
+                true
+            }
+            Stream::Providing(providing) if providing.pid() == pid => {
+                providing.exited(status);
+                true
+            }
+            _ => false,
+        })
     }
 
     /// Whether `pid` is a command of this session that was cancelled.
@@ -359,6 +372,22 @@ impl Session {
                 system::set_clock(parse::<SetClock>(frame)?)
                     .map_err(|error| io_error("cannot set the clock", &error))?;
                 done
+            }
+            Kind::Provide => {
+                let request: Provide = parse(frame)?;
+                let Some(root) = &context.root else {
+                    return Err(RemoteError {
+                        kind: ErrorKind::BadRequest,
+                        message: "this agent is an ordinary program: its system is not a tenant's"
+                            .into(),
+                    });
+                };
+                let providing = Providing::begin(&request, root)?;
+                self.streams.insert(id, Stream::Providing(providing));
+                if request.login.is_some_and(|login| !login.keys.is_empty()) {
+                    context.sshd.ensure(context.hello.init);
+                }
+                Ok(None)
             }
             Kind::Shutdown => {
                 let request: Shutdown = parse(frame)?;

@@ -2,7 +2,8 @@
 
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,20 @@ pub struct Agent {
 
 impl Agent {
     pub fn start() -> Agent {
+        Agent::start_with(&[])
+    }
+
+    /// With `root` as the root of the tenant that it plays.
+    pub fn start_below(root: &Path) -> Agent {
+        Agent::start_with(&["--root".as_ref(), root.as_os_str()])
+    }
+
+    fn start_with(arguments: &[&OsStr]) -> Agent {
         let dir = tempfile::tempdir().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fief-agent"))
             .arg("--listen-unix")
             .arg(dir.path().join("agent"))
+            .args(arguments)
             .spawn()
             .unwrap();
         Agent { child, dir }

@@ -5,5 +5,6 @@ pub mod entropy;
 pub mod entry;
 pub mod hot_plug;
 pub mod interrupt;
+pub mod net;
 pub mod pci;
 pub mod vsock;

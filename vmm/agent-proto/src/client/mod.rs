@@ -25,7 +25,8 @@ use stream::{End, Stream};
 use crate::handshake::wait_for;
 use crate::{
     AgentHello, Decoder, Error, ExecRequest, Frame, FrameError, HEADER_LEN, Inbound, Kind,
-    MAX_PAYLOAD, Result, Session, SetClock, Shutdown, Started, Stats, handshake, handshake_serial,
+    MAX_PAYLOAD, Provide, Result, Session, SetClock, Shutdown, Started, Stats, handshake,
+    handshake_serial,
 };
 
 /// A session with an agent. Any number of commands may run through it at once, from any threads.
@@ -142,6 +143,18 @@ impl Connection {
     pub fn set_clock(&self, clock: SetClock) -> Result<()> {
         self.shared
             .open(Kind::SetClock, &clock)?
+            .wait_done()
+            .map(drop)
+    }
+
+    /// Makes names and an account be there, whatever was before; returns when they are.
+    ///
+    /// # Errors
+    /// The connection's failure, or the agent's: an image whose files it does not understand, a request out of bounds.
+    /// An agent older than this request ends the session.
+    pub fn provide(&self, request: &Provide) -> Result<()> {
+        self.shared
+            .open(Kind::Provide, request)?
             .wait_done()
             .map(drop)
     }

@@ -237,6 +237,29 @@ fn a_refused_command_tells_why() {
 }
 
 #[test]
+fn an_agent_that_does_not_know_a_request_is_an_error_and_no_wait() {
+    // What an agent says of a kind of frame that it has never heard of.
+    let agent = |mut stream: UnixStream, mut decoder: Decoder| {
+        assert_eq!(frame(&mut stream, &mut decoder).kind, Kind::Provide);
+        let error = RemoteError {
+            kind: ErrorKind::Protocol,
+            message: FrameError::Kind(15).to_string(),
+        };
+        say(&mut stream, &Frame::json(0, Kind::Error, &error).unwrap());
+    };
+    let error = with_agent(agent, |connection| {
+        connection
+            .unwrap()
+            .provide(&crate::Provide::default())
+            .unwrap_err()
+    });
+    assert!(
+        error.to_string().contains("unknown frame kind 15"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_agent_that_never_answers_is_given_up_at_the_deadline() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     assert!(matches!(

@@ -52,6 +52,12 @@ fn types() -> BTreeMap<&'static str, Wire> {
         "cache_type": "Writeback", "io_engine": "Async", "rate_limiter": limiter, "socket": "s", "direct_io": true,
         "num_queues": 2
     });
+    let interface = json!({
+        "iface_id": "i", "host_dev_name": "t", "guest_mac": "02:00:00:00:00:01", "mtu": 1500,
+        "rx_rate_limiter": limiter, "tx_rate_limiter": limiter
+    });
+    let partial_interface =
+        json!({"iface_id": "i", "rx_rate_limiter": limiter, "tx_rate_limiter": limiter});
     let vsock = json!({"guest_cid": 3, "uds_path": "v", "vsock_id": "x"});
     let entropy = json!({"rate_limiter": limiter});
     let serial = json!({"serial_out_path": "s", "rate_limiter": bucket, "destination": "Pty"});
@@ -60,7 +66,8 @@ fn types() -> BTreeMap<&'static str, Wire> {
     });
     let lifecycle = json!({"on_reboot": "Restart"});
     let whole = json!({
-        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine, "vsock": vsock, "entropy": entropy,
+        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine,
+        "network-interfaces": [interface], "vsock": vsock, "entropy": entropy,
         "logger": logger, "serial": serial, "lifecycle": lifecycle
     });
     let instance = json!({"app_name": "a", "id": "i", "state": "Paused", "vmm_version": "1"});
@@ -88,6 +95,11 @@ fn types() -> BTreeMap<&'static str, Wire> {
             wire::<PartialDrive>(
                 json!({"drive_id": "d", "path_on_host": "p", "rate_limiter": limiter}),
             ),
+        ),
+        ("NetworkInterface", wire::<NetworkInterface>(interface)),
+        (
+            "PartialNetworkInterface",
+            wire::<PartialNetworkInterface>(partial_interface),
         ),
         ("Vsock", wire::<Vsock>(vsock)),
         ("Entropy", wire::<Entropy>(entropy)),
@@ -153,7 +165,10 @@ fn every_route_has_the_documented_body_and_answer() {
 #[test]
 fn every_route_leads_to_an_endpoint_with_that_method_and_path() {
     for route in ROUTES {
-        let path = route.path.replace("{drive_id}", "root");
+        let path = route
+            .path
+            .replace("{drive_id}", "root")
+            .replace("{iface_id}", "eth0");
         let endpoint = Endpoint::find(route.method.name(), &path).unwrap();
         assert_eq!(endpoint.request_line(), (route.method, path));
     }

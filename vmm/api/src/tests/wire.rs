@@ -140,7 +140,9 @@ fn a_path_that_is_not_there_is_told_from_a_method_it_does_not_take() {
     assert!(message("PUT", "/drives/").contains("/drives/ID"));
     assert!(message("GET", "/nowhere").contains("/nowhere"));
     assert!(message("GET", "/vm/config/more").contains("no /vm/config/more"));
-    assert!(message("PUT", "/network-interfaces/eth0").contains("Firecracker"));
+    assert!(message("GET", "/network-interfaces/a").contains("PUT, PATCH"));
+    assert!(message("PUT", "/network-interfaces").contains("/network-interfaces/ID"));
+    assert!(message("PUT", "/pmem/a").contains("Firecracker"));
     assert!(
         message("GET", &"x".repeat(10_000)).len() < 300,
         "a long path is not repeated"

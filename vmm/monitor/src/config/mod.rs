@@ -1,9 +1,12 @@
 //! A validated description of a virtual machine. No serde here: API types are converted into these, and these cannot
 //! hold an invalid machine.
 
+mod network;
+
 use std::path::PathBuf;
 
 use fief_devices::limiter::Limits;
+pub use network::{InterfaceConfig, MAX_INTERFACES, insert_interface};
 
 /// Everything that a machine is built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// In the order they were added; the root device first.
     pub drives: Vec<DriveConfig>,
+    /// In the order they were added.
+    pub interfaces: Vec<InterfaceConfig>,
     pub vsock: Option<VsockConfig>,
     /// virtio-rng with its limits, if there is one.
     pub entropy: Option<Limits>,
@@ -70,6 +75,26 @@ pub enum ConfigError {
     TwoRootDevices { first: String, second: String },
     #[error("there are {MAX_DRIVES} drives already; remove one first")]
     TooManyDrives,
+    #[error("the interface id '{0}' is not allowed; use 1 to 64 letters, digits and underscores")]
+    InterfaceId(String),
+    #[error(
+        "host_dev_name '{0}' is no name of a network interface; use 1 to 15 characters, none of them a space, / or :"
+    )]
+    TapName(String),
+    #[error(
+        "guest_mac '{0}' is no address of an interface; give six hexadecimal bytes such as 02:00:00:00:00:01"
+    )]
+    Mac(String),
+    #[error("mtu is {0}; it must be between 68 and 65535")]
+    Mtu(u64),
+    #[error("interface {second} cannot have the {what} of interface {first}; give it its own")]
+    SameInterface {
+        first: String,
+        second: String,
+        what: &'static str,
+    },
+    #[error("there are {MAX_INTERFACES} network interfaces already; no more are supported")]
+    TooManyInterfaces,
     #[error("guest_cid is {0}; it must be between 3 and {max}", max = u32::MAX - 1)]
     GuestCid(u64),
     #[error("{name} is empty; give a path")]
@@ -175,6 +200,12 @@ pub struct DriveConfig {
     pub limits: Limits,
 }
 
+/// Whether `id` can be that of a drive or interface.
+fn is_id(id: &str) -> bool {
+    let letter = |c: char| c == '_' || c.is_alphanumeric();
+    (1..=64).contains(&id.chars().count()) && id.chars().all(letter)
+}
+
 /// Enough of a name for a message.
 fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
@@ -184,8 +215,7 @@ impl DriveConfig {
     /// # Errors
     /// The id, the partition id or the number of queues is none, or the path is empty.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let id_letter = |c: char| c == '_' || c.is_alphanumeric();
-        if !(1..=64).contains(&self.id.chars().count()) || !self.id.chars().all(id_letter) {
+        if !is_id(&self.id) {
             return Err(ConfigError::DriveId(shortened(&self.id)));
         }
         if self.path.as_os_str().is_empty() {

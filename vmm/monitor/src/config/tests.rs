@@ -146,6 +146,7 @@ fn queues_are_at_most_one_a_vcpu() {
             queues: 2,
             ..drive("a", true)
         }],
+        interfaces: Vec::new(),
         vsock: None,
         entropy: None,
         serial: SerialConfig::Stdio,

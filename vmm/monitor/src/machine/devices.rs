@@ -9,12 +9,14 @@ use fief_devices::bus::{Bus, BusDevice, BusError};
 use fief_devices::legacy::{
     self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart,
 };
+use fief_devices::limiter::Limits;
 use fief_devices::pci::{
     CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_SIZE, HostBridge, PciError, PciRoot, PciWindows, Window,
     hotplug,
 };
 use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::entropy::Entropy;
+use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
 use fief_devices::virtio::pci::{TransportError, VirtioPci};
 use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
@@ -25,7 +27,7 @@ use super::control::Control;
 use super::drives::{DriveError, Drives, Transport};
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -49,6 +51,22 @@ pub enum DeviceError {
     Drive(#[from] DriveError),
     #[error("cannot make the source of random numbers: {0}; raise the limit of open files")]
     Entropy(io::Error),
+    #[error("cannot attach interface {id} to {tap}: {source}")]
+    OpenTap {
+        id: String,
+        tap: String,
+        source: io::Error,
+    },
+    #[error("interface {id} cannot use {tap}: {source}")]
+    Tap {
+        id: String,
+        tap: String,
+        source: TapError,
+    },
+    #[error("interface {id}: {source}")]
+    Interface { id: String, source: NetError },
+    #[error("there is no interface {0}")]
+    NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
     #[error(transparent)]
@@ -161,7 +179,7 @@ impl Devices {
             drives.insert(drive, &pci.fixed)?;
         }
         let mut virtio = Vec::new();
-        for model in virtio_models(config, &slow)? {
+        for model in virtio_models(config, files, &slow)? {
             let function = drives.transport().function(model)?;
             pci.fixed.add(Arc::clone(&function) as _)?;
             virtio.push(function);
@@ -190,6 +208,23 @@ impl Devices {
     fn functions(&self) -> impl Iterator<Item = Arc<VirtioPci>> {
         let drives = self.drives.functions().into_iter();
         drives.chain(self.virtio.iter().cloned())
+    }
+
+    /// Other limits for a network interface, from now on.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), DeviceError> {
+        let limit = |net: &mut Net| (net.name() == id).then(|| net.set_limits(rx, tx));
+        let found = self
+            .virtio
+            .iter()
+            .find_map(|function| function.with_model(limit).flatten());
+        let done = found.ok_or_else(|| DeviceError::NoInterface(id.to_owned()))?;
+        done.map_err(|source| DeviceError::Interface {
+            id: id.to_owned(),
+            source,
+        })
     }
 
     /// Lets the workers of the devices work.
@@ -249,9 +284,13 @@ impl Devices {
 /// The virtio devices of `config` besides drives, in the order in which they get their slots.
 fn virtio_models(
     config: &VmConfig,
+    files: &Files,
     slow: &Arc<SharedWorker>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for interface in &config.interfaces {
+        models.push(Box::new(net(interface, files)?));
+    }
     if let Some(vsock) = &config.vsock {
         models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
@@ -260,6 +299,30 @@ fn virtio_models(
         models.push(Box::new(entropy));
     }
     Ok(models)
+}
+
+fn net(interface: &InterfaceConfig, files: &Files) -> Result<Net, DeviceError> {
+    let (id, tap) = (interface.id.clone(), interface.tap.clone());
+    let file = files
+        .open_tap(&interface.tap)
+        .map_err(|source| DeviceError::OpenTap {
+            id: id.clone(),
+            tap: tap.clone(),
+            source,
+        })?;
+    let tap = Tap::new(file).map_err(|source| DeviceError::Tap {
+        id: id.clone(),
+        tap,
+        source,
+    })?;
+    let config = NetConfig {
+        id: id.clone(),
+        mac: interface.mac,
+        mtu: interface.mtu,
+        rx_limits: interface.rx_limits,
+        tx_limits: interface.tx_limits,
+    };
+    Net::new(tap, config).map_err(|source| DeviceError::Interface { id, source })
 }
 
 /// What the guest asks for or reports, as the control understands it.

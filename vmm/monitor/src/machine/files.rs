@@ -1,10 +1,22 @@
 //! The one place where the monitor opens files by path, so that a jail can later hand in descriptors instead.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use std::os::unix::fs::OpenOptionsExt;
+/// Where tap devices are opened.
+const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// The part of `struct ifreq` (netdevice(7)) that TUNSETIFF reads.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u64; 3],
+}
 
 /// Opens what a machine description names. Nothing else in the monitor opens a path.
 #[derive(Debug, Default, Clone)]
@@ -55,6 +67,52 @@ impl Files {
         OpenOptions::new().read(true).write(true).open(path)
     }
 
+    /// Attaches to the tap device `name` of the monitor's network namespace. Reads and writes do not block, and every frame
+    /// has a virtio-net header.
+    ///
+    /// # Errors
+    /// There is no such interface, it is no tap of one queue, is in use, or belongs to somebody else.
+    pub fn open_tap(&self, name: &str) -> io::Result<File> {
+        let explained = |why: &str| io::Error::other(format!("{why}; {}", tap_advice(name)));
+        // Asked for one that does not exist, who may would be given a new one.
+        let c_name = CString::new(name).map_err(|_| explained("its name is none"))?;
+        // SAFETY: the pointer is to a string with its terminating zero.
+        if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
+            return Err(explained(
+                "there is no such interface in this network namespace",
+            ));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(TUN_DEVICE)
+            .map_err(|error| io::Error::new(error.kind(), format!("{TUN_DEVICE}: {error}")))?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let mut request = InterfaceRequest {
+            name: [0; libc::IFNAMSIZ],
+            flags: libc::c_short::try_from(flags).unwrap_or(0),
+            rest: [0; 3],
+        };
+        for (place, byte) in request.name.iter_mut().zip(c_name.as_bytes()) {
+            *place = *byte;
+        }
+        // SAFETY: TUNSETIFF reads and writes a struct ifreq, which is as large as `request`.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        if result == 0 {
+            return Ok(file);
+        }
+        let error = io::Error::last_os_error();
+        Err(match error.raw_os_error() {
+            Some(libc::EBUSY) => {
+                io::Error::other("another process uses it; give each machine its own tap")
+            }
+            Some(libc::EPERM) => explained("it belongs to another user"),
+            Some(libc::EINVAL) => explained("it is not a tap device, or one of several queues"),
+            _ => error,
+        })
+    }
+
     /// Opens a file or named pipe that takes output; a file is made if it is not there and appended to if it is.
     ///
     /// # Errors
@@ -69,4 +127,11 @@ impl Files {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
     }
+}
+
+/// How to make a tap that can be used.
+fn tap_advice(name: &str) -> String {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    format!("make it with `ip tuntap add dev {name} mode tap user {user}`")
 }

@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use fief_devices::limiter::Limits;
+
 use crate::boot::BootError;
 use crate::config::{DriveConfig, VmConfig};
 use crate::kvm::KvmError;
@@ -19,7 +21,6 @@ use crate::kvm::memory::MemoryError;
 use control::Control;
 use devices::Devices;
 pub use drives::{DriveError, DriveStatus};
-use fief_devices::limiter::Limits;
 use files::Files;
 
 /// Why a machine ended.
@@ -110,6 +111,14 @@ impl Machine {
         self.control.pause()?;
         self.devices.pause();
         Ok(())
+    }
+
+    /// Other limits for a network interface, from now on; paused or not.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot go on.
+    pub fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Ok(self.devices.limit_interface(id, rx, tx)?)
     }
 
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).

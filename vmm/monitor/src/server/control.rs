@@ -31,6 +31,12 @@ pub enum Command {
     LimitDrive(String, Limits),
     /// Answers with the drives that the machine has.
     ListDrives(oneshot::Sender<Vec<DriveStatus>>),
+    /// Other limits for a network interface.
+    LimitInterface {
+        id: String,
+        rx: Limits,
+        tx: Limits,
+    },
 }
 
 /// Done, or a sentence that says why not.
@@ -95,6 +101,8 @@ pub trait Guest {
     /// There is no such drive.
     fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError>;
     fn drives(&self) -> Vec<DriveStatus>;
+    /// There is no such interface, or it cannot go on.
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
 }
 
 impl Guest for Machine {
@@ -128,6 +136,10 @@ impl Guest for Machine {
 
     fn drives(&self) -> Vec<DriveStatus> {
         Machine::drives(self)
+    }
+
+    fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
+        Machine::limit_interface(self, id, rx, tx)
     }
 }
 
@@ -277,6 +289,7 @@ impl Control {
                 let _ = reply.send(machine.drives());
                 Ok(())
             }
+            Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),
         };
         done.map_err(|error| with_causes(&error))
     }

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use fief_api::{
     BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
-    MachineConfigurationUpdate, Serial, SerialDestination, Vsock,
+    MachineConfigurationUpdate, NetworkInterface, PartialNetworkInterface, RateLimiter, Serial,
+    SerialDestination, Vsock,
 };
 
 use super::error::RequestError;
 use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
-    BootConfig, CpuConfig, DriveConfig, MemoryBacking, MemoryConfig, OnReboot, SerialConfig,
-    VmConfig, VsockConfig,
+    BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking, MemoryConfig, OnReboot,
+    SerialConfig, VmConfig, VsockConfig, insert_interface,
 };
 use crate::machine::files::Files;
 
@@ -35,6 +36,7 @@ pub struct Draft {
     memory: MemoryConfig,
     boot: Option<BootConfig>,
     drives: Vec<DriveConfig>,
+    interfaces: Vec<InterfaceConfig>,
     vsock: Option<VsockConfig>,
     serial: SerialConfig,
 }
@@ -56,6 +58,7 @@ impl Draft {
             memory,
             boot: None,
             drives: Vec::new(),
+            interfaces: Vec::new(),
             vsock: None,
             serial: SerialConfig::Stdio,
         })
@@ -84,6 +87,15 @@ impl Draft {
                 ));
             }
             self.put_drive(drive)?;
+        }
+        for interface in config.network_interfaces {
+            let id = &interface.iface_id;
+            if self.interfaces.iter().any(|other| other.id == *id) {
+                return Err(RequestError::Unsupported(
+                    "two network interfaces have the same iface_id; give each its own",
+                ));
+            }
+            self.put_interface(interface)?;
         }
         if let Some(vsock) = config.vsock {
             self.put_vsock(vsock)?;
@@ -176,6 +188,63 @@ impl Draft {
         })
     }
 
+    pub fn put_interface(&mut self, interface: NetworkInterface) -> Result<(), RequestError> {
+        let mac = interface.guest_mac.as_deref();
+        let config = InterfaceConfig {
+            id: interface.iface_id.clone(),
+            tap: interface.host_dev_name.clone(),
+            mac: mac.map(InterfaceConfig::mac).transpose()?,
+            mtu: interface.mtu.map(InterfaceConfig::mtu).transpose()?,
+            rx_limits: limits(interface.rx_rate_limiter),
+            tx_limits: limits(interface.tx_rate_limiter),
+        };
+        let mut interfaces = self.interfaces.clone();
+        insert_interface(&mut interfaces, config)?;
+        // Detached again until the start: nobody is to send into a machine that is not there yet.
+        let opened = self.files.open_tap(&interface.host_dev_name);
+        opened.map_err(|source| RequestError::Tap {
+            name: interface.host_dev_name.clone(),
+            source,
+        })?;
+        self.interfaces = interfaces;
+        self.remember_interface(interface);
+        Ok(())
+    }
+
+    /// The interface that `update` is for, with other limits.
+    ///
+    /// # Errors
+    /// There is no such interface, or nothing is to change.
+    pub fn limited_interface(
+        &self,
+        update: PartialNetworkInterface,
+    ) -> Result<NetworkInterface, RequestError> {
+        let mut interfaces = self.wire.network_interfaces.iter();
+        let interface = interfaces.find(|interface| interface.iface_id == update.iface_id);
+        let mut interface =
+            (interface.cloned()).ok_or(RequestError::NoInterface(update.iface_id))?;
+        let merge = |old: &mut Option<RateLimiter>, update: Option<RateLimiter>| {
+            if let Some(update) = update {
+                *old = Some(old.unwrap_or_default().updated(update));
+            }
+        };
+        merge(&mut interface.rx_rate_limiter, update.rx_rate_limiter);
+        merge(&mut interface.tx_rate_limiter, update.tx_rate_limiter);
+        Ok(interface)
+    }
+
+    /// For `GET /vm/config`.
+    pub fn remember_interface(&mut self, interface: NetworkInterface) {
+        let interfaces = &mut self.wire.network_interfaces;
+        match interfaces
+            .iter_mut()
+            .find(|other| other.iface_id == interface.iface_id)
+        {
+            Some(other) => *other = interface,
+            None => interfaces.push(interface),
+        }
+    }
+
     pub fn put_vsock(&mut self, vsock: Vsock) -> Result<(), RequestError> {
         let config = VsockConfig::new(vsock.guest_cid, PathBuf::from(&vsock.uds_path))?;
         if config.uds_path.symlink_metadata().is_ok() {
@@ -240,6 +309,7 @@ impl Draft {
             memory: self.memory.clone(),
             boot: self.boot.clone().ok_or(RequestError::NoKernel)?,
             drives: self.drives.clone(),
+            interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
             entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
             serial: self.serial.clone(),

@@ -31,9 +31,7 @@ pub enum RequestError {
     SlowBody(u64),
     #[error("the body could not be read to its end")]
     BrokenBody,
-    #[error(
-        "the id in the path is '{path}', the drive_id in the body '{body}'; they must be the same"
-    )]
+    #[error("the id in the path is '{path}', the one in the body '{body}'; they must be the same")]
     IdMismatch { path: String, body: String },
     #[error("{0} is not supported after starting the microVM; configure it before InstanceStart")]
     AfterStart(String),
@@ -64,6 +62,10 @@ pub enum RequestError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
+    #[error("there is no interface {0}; GET /vm/config lists them")]
+    NoInterface(String),
+    #[error("cannot attach to the tap {name} (host_dev_name): {source}")]
+    Tap { name: String, source: io::Error },
     #[error("cannot open the {what} {}: {source}", path.display())]
     File {
         what: &'static str,

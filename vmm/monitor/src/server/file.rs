@@ -12,13 +12,12 @@ use crate::machine::files::Files;
 const MAX_SIZE: u64 = 1 << 20;
 
 /// Sections that Firecracker has and this monitor has not.
-const NOT_OFFERED: [&str; 7] = [
+const NOT_OFFERED: [&str; 6] = [
     "balloon",
     "cpu-config",
     "memory-hotplug",
     "metrics",
     "mmds-config",
-    "network-interfaces",
     "pmem",
 ];
 

@@ -55,7 +55,9 @@ fn when(endpoint: &Endpoint) -> When {
         | Endpoint::GetVmConfig
         | Endpoint::PutDrive(_)
         | Endpoint::DeleteDrive(_) => When::Always,
-        Endpoint::PatchVm | Endpoint::PatchDrive(_) => When::AfterStart,
+        Endpoint::PatchVm | Endpoint::PatchDrive(_) | Endpoint::PatchNetworkInterface(_) => {
+            When::AfterStart
+        }
         _ => When::BeforeStart,
     }
 }
@@ -106,6 +108,23 @@ impl Session {
                 done(self.patch_drive(update).await)
             }
             Endpoint::DeleteDrive(id) => done(self.delete_drive(id).await),
+            Endpoint::PutNetworkInterface(id) => {
+                let interface: fief_api::NetworkInterface = body.parse()?;
+                same_id(&id, &interface.iface_id)?;
+                done(self.draft.put_interface(interface))
+            }
+            Endpoint::PatchNetworkInterface(id) => {
+                let update: fief_api::PartialNetworkInterface = body.parse()?;
+                same_id(&id, &update.iface_id)?;
+                let interface = self.draft.limited_interface(update)?;
+                let (rx, tx) = (
+                    limits(interface.rx_rate_limiter),
+                    limits(interface.tx_rate_limiter),
+                );
+                self.ask(Command::LimitInterface { id, rx, tx }).await?;
+                self.draft.remember_interface(interface);
+                Ok(Answer::Done)
+            }
             Endpoint::PutVsock => done(self.draft.put_vsock(body.parse()?)),
             Endpoint::PutEntropy => done(self.draft.put_entropy(body.parse()?)),
             Endpoint::PutSerial => done(self.draft.put_serial(body.parse()?)),

@@ -32,6 +32,7 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
             args: "some args".into(),
         },
         drives: Vec::new(),
+        interfaces: Vec::new(),
         vsock: None,
         entropy: None,
         serial: SerialConfig::File(directory.join("serial")),

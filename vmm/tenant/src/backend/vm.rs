@@ -14,10 +14,12 @@ use fief_api::{
     MachineConfiguration, OnReboot, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::Signal;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 
 use super::{Backend, BackendError, BootFiles, Event, Spawned, failed, parse_event};
+use crate::network::{self, Record, resolver};
 use crate::spec::{Init, Spec};
 use crate::store::{Held, Tenant};
 
@@ -32,7 +34,7 @@ const EVENTS: &str = "events";
 const GUEST_CID: u64 = 3;
 /// Drive ids, which the agent finds as serial numbers.
 const IMAGE_DRIVE: &str = "image";
-const DISK_DRIVE: &str = "disk";
+pub const DISK_DRIVE: &str = "disk";
 const MODULES_DRIVE: &str = "modules";
 
 /// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
@@ -48,6 +50,7 @@ pub struct Vm {
     tenant: Tenant,
     /// The run directory, open: sockets in it are reached through it.
     run: File,
+    network: Option<Record>,
 }
 
 impl Vm {
@@ -55,7 +58,12 @@ impl Vm {
     ///
     /// # Errors
     /// The run directory cannot be opened.
-    pub fn new(tenant: Tenant, spec: Spec, files: BootFiles) -> Result<Self, BackendError> {
+    pub fn new(
+        tenant: Tenant,
+        spec: Spec,
+        files: BootFiles,
+        network: Option<Record>,
+    ) -> Result<Self, BackendError> {
         let run = File::open(tenant.run_directory())
             .map_err(failed("cannot open the tenant's run directory"))?;
         Ok(Self {
@@ -63,6 +71,7 @@ impl Vm {
             files,
             tenant,
             run,
+            network,
         })
     }
 
@@ -135,6 +144,9 @@ impl Vm {
         if let Some(user) = &self.spec.user {
             line.push_str(&format!(" fief.user={user}"));
         }
+        if let Some(network) = &self.network {
+            line.push_str(&network_words(network, &self.spec));
+        }
         line
     }
 }
@@ -170,7 +182,10 @@ impl Backend for Vm {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        die_with_parent(&mut command, lock.as_raw_fd());
+        let namespace = self.network.as_ref().map(network::open_namespace);
+        let namespace = namespace.transpose();
+        let namespace = namespace.map_err(failed("cannot open the tenant's network namespace"))?;
+        settle(&mut command, lock.as_raw_fd(), namespace);
         let mut child = command.spawn().map_err(|source| BackendError::Spawn {
             path: self.files.monitor.clone(),
             source,
@@ -251,15 +266,43 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Makes the kernel end the process when this thread ends, and lets it keep `lock`.
-fn die_with_parent(command: &mut Command, lock: RawFd) {
+/// What the agent is told about the network (docs/networking.md).
+fn network_words(network: &Record, spec: &Spec) -> String {
+    let mut words = format!(
+        " fief.mac={} fief.address={}/32 fief.gateway={} fief.mtu={}",
+        network.mac(),
+        network.address,
+        network.gateway(),
+        network.mtu
+    );
+    if let Some(v6) = network.v6 {
+        words.push_str(&format!(
+            " fief.address6={}/128 fief.gateway6={}",
+            v6.address, v6.gateway
+        ));
+    }
+    let servers = resolver::upstreams(&spec.dns, network.v6.is_some());
+    if !servers.is_empty() {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        words.push_str(&format!(" fief.dns={}", servers.join(",")));
+    }
+    words
+}
+
+/// Puts the process into the tenant's network, makes the kernel end it when this thread ends, and lets it keep `lock`.
+fn settle(command: &mut Command, lock: RawFd, namespace: Option<File>) {
     let parent = std::process::id();
-    // SAFETY: fcntl, prctl and getppid are async-signal-safe and touch no memory of this process; `lock` stays open
-    // until the child was started, as its owner outlives the call of `spawn`.
+    // SAFETY: setns, fcntl, pthread_sigmask, prctl and getppid are async-signal-safe and touch no memory of this process;
+    // `lock` stays open until the child was started, as its owner outlives the call of `spawn`.
     unsafe {
         command.pre_exec(move || {
+            if let Some(namespace) = &namespace {
+                nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            }
             let lock = BorrowedFd::borrow_raw(lock);
             fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            // The shim reads its signals from a descriptor; a program begins with none blocked.
+            SigSet::empty().thread_set_mask()?;
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             // The shim may have died between fork and prctl.
             if nix::unistd::getppid().as_raw().cast_unsigned() == parent {
@@ -295,7 +338,7 @@ mod tests {
             hostname: "alice".to_owned(),
             ..spec()
         };
-        let vm = Vm::new(tenant, spec, files).unwrap();
+        let vm = Vm::new(tenant, spec, files, None).unwrap();
         let line = vm.command_line();
         for word in [
             "console=ttyS0",

@@ -4,12 +4,18 @@ use std::process::ExitCode;
 
 use fief_images::Images;
 
+use super::environment::{self, Variable};
+use super::network::NetArgs;
+use super::policy::PolicyArgs;
 use super::prepare;
+use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::carry::Needs;
+use crate::network;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Spec, TenantName, VERSION,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds, Net,
+    RestartPolicy, Spec, TenantName, VERSION,
 };
 use crate::store::{Locked, Store};
 use crate::terminal::output;
@@ -51,9 +57,17 @@ pub struct TenantArgs {
     /// Host name inside [the tenant's name]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Let the holder of a key log in by ssh, as the account that is named as the tenant: a public key's file, or the key
+    /// itself; may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<String>,
     /// Who commands run as unless they say: name, name:group, uid or uid:gid [root]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    #[command(flatten)]
+    network: NetArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 /// Flags of `fief create`.
@@ -63,11 +77,17 @@ pub struct Args {
     name: TenantName,
     #[command(flatten)]
     tenant: TenantArgs,
+    /// Set a variable for all of its commands; NAME alone passes this shell's value on
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    env: Vec<Variable>,
 }
 
 impl Args {
     pub fn needs(&self) -> Needs {
-        self.tenant.needs()
+        Needs {
+            env: environment::inherited(&self.env),
+            ..self.tenant.needs()
+        }
     }
 }
 
@@ -77,13 +97,14 @@ impl TenantArgs {
         Needs {
             image: Some(self.image.clone()),
             kernel: Some(self.kernel.clone()),
+            ssh_keys: self.ssh_keys.clone(),
             ..Needs::default()
         }
     }
 
     /// The spec, checked. Makes no image.
-    pub fn spec(&self, name: &TenantName, remove: bool) -> Result<Spec> {
-        let spec = Spec {
+    pub fn spec(&self, name: &TenantName, remove: bool, env: &[Variable]) -> Result<Spec> {
+        let mut spec = Spec {
             version: VERSION,
             image: self.image.clone(),
             artifact: None,
@@ -96,10 +117,25 @@ impl TenantArgs {
             init: self.init,
             isolation: Isolation::Vm,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
+            ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             user: self.user.clone(),
             remove,
+            net: Net::default(),
+            publish: Vec::new(),
+            dns: Vec::new(),
+            env: environment::over(&[], environment::resolve(env)),
+            restart: RestartPolicy::No,
+            autostart: false,
+            limits: Limits::default(),
+            log: LogBounds::default(),
         };
+        self.network.apply(&mut spec);
+        self.policy.apply(&mut spec);
         spec.check(prepare::total_memory()?)?;
+        // Before anything is made: images take minutes.
+        if spec.net != Net::None {
+            network::require()?;
+        }
         Ok(spec)
     }
 }
@@ -128,13 +164,14 @@ pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
     fief_images::space::require(store.root(), "a tenant", ROOM)?;
     let draft = store.draft(name, spec)?;
     fief_images::disk::make(&draft.disk(), spec.disk.0).map_err(Error::from)?;
+    draft.make_network(spec)?;
     Ok(draft.publish()?)
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let store = context.store()?;
     let name = choose_name(&store, Some(&args.name))?;
-    let mut spec = args.tenant.spec(&name, false)?;
+    let mut spec = args.tenant.spec(&name, false, &args.env)?;
     let images: Images = context.images()?;
     prepare::resolve(&images, &mut spec, &Shown::default())?;
     make(&store, &name, &spec)?;

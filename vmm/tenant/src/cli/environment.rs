@@ -46,6 +46,18 @@ pub fn resolve(variables: &[Variable]) -> Vec<(String, String)> {
         .collect()
 }
 
+/// `more` over `base`: each name once, with its last value.
+pub fn over(base: &[(String, String)], more: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (name, value) in base.iter().cloned().chain(more) {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => all.push((name, value)),
+        }
+    }
+    all
+}
+
 /// Those whose values come from this process: a process that is to resolve them elsewhere needs them.
 pub fn inherited(variables: &[Variable]) -> Vec<(String, String)> {
     let named: Vec<_> = variables
@@ -59,6 +71,21 @@ pub fn inherited(variables: &[Variable]) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_values_the_later_one_counts() {
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect()
+        };
+        let base = pairs(&[("A", "1"), ("B", "2")]);
+        assert_eq!(
+            over(&base, pairs(&[("A", "3"), ("C", "4"), ("A", "5")])),
+            pairs(&[("A", "5"), ("B", "2"), ("C", "4")])
+        );
+    }
 
     #[test]
     fn values_are_given_or_inherited_or_left_out() {

@@ -10,7 +10,7 @@ use super::error::remote;
 use super::run::{PlaceArgs, StreamArgs};
 use super::{Context, Error, OWN_FAILURE, Result};
 use crate::carry::Needs;
-use crate::spec::TenantName;
+use crate::spec::{Spec, TenantName};
 use crate::terminal::{Signals, Streams, attend, cancel};
 
 /// Flags of `fief exec`.
@@ -27,6 +27,9 @@ pub struct ExecArgs {
     /// Who runs it: name, name:group, uid or uid:gid [the tenant's default user]
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
+    /// The agent itself is the program, these are its arguments: for `fief cp` from outside
+    #[arg(long, hide = true)]
+    agent: bool,
     /// The tenant
     name: TenantName,
     /// The command and its arguments
@@ -68,17 +71,18 @@ impl ShellArgs {
 
 pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode> {
     let streams = args.streams.streams()?;
-    let request = args.place.request(args.command.clone(), args.user.clone());
-    run(context, &args.name, request, streams)
+    run(context, &args.name, streams, |spec| ExecRequest {
+        own: args.agent,
+        ..args
+            .place
+            .request(spec, args.command.clone(), args.user.clone())
+    })
 }
 
 pub fn shell(context: &Context, args: &ShellArgs) -> Result<ExitCode> {
-    run(
-        context,
-        &args.name,
-        login_shell(&args.place, args.user.clone()),
-        shell_streams(),
-    )
+    run(context, &args.name, shell_streams(), |spec| {
+        login_shell(spec, &args.place, args.user.clone())
+    })
 }
 
 /// A shell that is fed by a pipe reads its commands from there.
@@ -90,19 +94,21 @@ fn shell_streams() -> Streams {
 }
 
 /// The user's own shell, as a login shell; `sh` where there is none. The agent sets SHELL from the user's account.
-pub fn login_shell(place: &PlaceArgs, user: Option<String>) -> ExecRequest {
+pub fn login_shell(spec: &Spec, place: &PlaceArgs, user: Option<String>) -> ExecRequest {
     let script = "test -x \"$SHELL\" || SHELL=/bin/sh; exec \"$SHELL\" -l";
-    place.request(["/bin/sh", "-c", script].map(str::to_owned).to_vec(), user)
+    let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    place.request(spec, argv, user)
 }
 
 fn run(
     context: &Context,
     name: &TenantName,
-    request: ExecRequest,
     streams: Streams,
+    request: impl FnOnce(&Spec) -> ExecRequest,
 ) -> Result<ExitCode> {
     let store = context.store()?;
     let (tenant, _) = store.running(name)?;
+    let request = request(&tenant.spec()?);
     let signals = Signals::take_over()?;
     let asked = Cell::new(None);
     let lives = || {

@@ -1,14 +1,13 @@
 //! `fief logs`.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{Context, Result};
-use crate::shim::older;
+use crate::shim::{identity, parts};
 use crate::spec::TenantName;
 use crate::store::Tenant;
 
@@ -50,9 +49,9 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
 
 fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let mut text = read_if_there(&older(path))?;
-    let mut current = Follow::open(path)?;
-    current.read(&mut text)?;
+    let mut text = Vec::new();
+    let mut follow = Follow::default();
+    follow.read(path, &mut text)?;
     stdout.write_all(last_lines(&text, args.tail))?;
     stdout.flush()?;
     if !args.follow {
@@ -62,8 +61,7 @@ fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
         // Looked at before the last read: what was printed until the end is shown.
         let runs = matches!(tenant.state(), Ok(Some(_)));
         text.clear();
-        current.read(&mut text)?;
-        current.turn(path, &mut text)?;
+        follow.read(path, &mut text)?;
         stdout.write_all(&text)?;
         stdout.flush()?;
         if !runs {
@@ -73,50 +71,35 @@ fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
     }
 }
 
-/// A file that grows, and may be renamed when it is full.
-struct Follow(Option<File>);
-
-impl Follow {
-    fn open(path: &Path) -> io::Result<Self> {
-        match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(None)),
-            other => Ok(Self(Some(other?))),
-        }
-    }
-
-    fn read(&mut self, into: &mut Vec<u8>) -> io::Result<()> {
-        if let Some(file) = &mut self.0 {
-            file.read_to_end(into)?;
-        }
-        Ok(())
-    }
-
-    /// Goes on with the new file if there is one.
-    fn turn(&mut self, path: &Path, into: &mut Vec<u8>) -> io::Result<()> {
-        let identity = |data: fs::Metadata| (data.dev(), data.ino());
-        let there = fs::metadata(path).ok().map(identity);
-        let mine = self
-            .0
-            .as_ref()
-            .and_then(|file| file.metadata().ok())
-            .map(identity);
-        if there.is_some() && there != mine {
-            // Its last lines may have come since it was read.
-            self.read(into)?;
-            *self = Self::open(path)?;
-            if let Some(file) = &mut self.0 {
-                file.seek(SeekFrom::Start(0))?;
-            }
-            self.read(into)?;
-        }
-        Ok(())
-    }
+/// A log that grows, and whose files are renamed when they are full.
+#[derive(Default)]
+struct Follow {
+    /// The file that was read last, where reading ended.
+    last: Option<File>,
 }
 
-fn read_if_there(path: &Path) -> io::Result<Vec<u8>> {
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
+impl Follow {
+    /// Adds what has come since the last time; the first time, all there is.
+    fn read(&mut self, path: &Path, into: &mut Vec<u8>) -> io::Result<()> {
+        let mut parts = parts(path)?;
+        if let Some(last) = &mut self.last {
+            let mine = identity(last)?;
+            let mut place = None;
+            for (number, part) in parts.iter().enumerate() {
+                if identity(part)? == mine {
+                    place = Some(number);
+                }
+            }
+            // Its last lines may have come since it was read, also if it is gone by now.
+            last.read_to_end(into)?;
+            // What is newer than it; all, if it was so long ago that it is gone.
+            parts.truncate(place.unwrap_or(parts.len()));
+        }
+        for mut part in parts.into_iter().rev() {
+            part.read_to_end(into)?;
+            self.last = Some(part);
+        }
+        Ok(())
     }
 }
 
@@ -137,7 +120,10 @@ fn last_lines(text: &[u8], lines: Option<usize>) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::shim::older;
 
     #[test]
     fn the_tail_has_as_many_lines_as_asked_or_as_there_are() {
@@ -152,18 +138,24 @@ mod tests {
     }
 
     #[test]
-    fn a_followed_log_loses_nothing_when_it_is_renamed() {
+    fn a_followed_log_loses_nothing_when_it_is_renamed_more_than_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
+        let (mut follow, mut text) = (Follow::default(), Vec::new());
+        follow.read(&path, &mut text).unwrap();
+        assert_eq!(text, b"");
         fs::write(&path, "one ").unwrap();
-        let mut follow = Follow::open(&path).unwrap();
-        let mut text = Vec::new();
-        follow.read(&mut text).unwrap();
+        follow.read(&path, &mut text).unwrap();
         let mut old = fs::OpenOptions::new().append(true).open(&path).unwrap();
         old.write_all(b"two ").unwrap();
-        fs::rename(&path, older(&path)).unwrap();
-        fs::write(&path, "three").unwrap();
-        follow.turn(&path, &mut text).unwrap();
-        assert_eq!(text, b"one two three");
+        for content in ["three ", "four "] {
+            let _ = fs::rename(older(&path, 1), older(&path, 2));
+            fs::rename(&path, older(&path, 1)).unwrap();
+            fs::write(&path, content).unwrap();
+        }
+        follow.read(&path, &mut text).unwrap();
+        assert_eq!(text, b"one two three four ");
+        follow.read(&path, &mut text).unwrap();
+        assert_eq!(text, b"one two three four ");
     }
 }

@@ -1,21 +1,28 @@
 //! The command line: one file a command.
 
 mod context;
+mod cp;
 mod create;
 mod demo;
 mod doctor;
 mod environment;
 mod error;
 mod exec;
+mod grant;
 mod host;
 mod images;
 mod inspect;
 mod logs;
+mod network;
+mod policy;
 pub mod prepare;
 mod ps;
+mod restart;
 mod rm;
 mod run;
+mod set;
 mod setup;
+pub mod ssh_key;
 mod start;
 mod stop;
 mod wait;
@@ -89,16 +96,28 @@ enum Command {
     Start(start::Args),
     /// Shut tenants down
     Stop(stop::StopArgs),
+    /// Shut tenants down and start them again
+    Restart(restart::Args),
+    /// Change what a tenant asks for: processors, memory, disk, variables, policy, limits
+    Set(set::Args),
     /// End tenants at once, without asking them
     Kill(stop::KillArgs),
     /// Wait until tenants have ended, and print their exit codes
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Copy files and directories into a tenant or out of it
+    Cp(cp::Args),
     /// Show what a tenant printed on its console
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
+    Grant(grant::Args),
+    /// Take a grant back; connections that it allowed end
+    Revoke(grant::Args),
+    /// List who may reach which port of whom
+    Grants(grant::ListArgs),
     /// List, import and remove images
     Images(images::Args),
     /// Make kernels and images ready, so that the first run need not
@@ -176,11 +195,17 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Create(args) => create::run(&context, &args),
         Command::Start(args) => start::run(&context, &args),
         Command::Stop(args) => stop::stop(&context, &args),
+        Command::Restart(args) => restart::run(&context, &args),
+        Command::Set(args) => set::run(&context, &args),
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Grant(args) => grant::grant(&context, &args),
+        Command::Revoke(args) => grant::revoke(&context, &args),
+        Command::Grants(args) => grant::list(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
@@ -207,15 +232,22 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         Command::Create(args) => Some(args.needs()),
         Command::Exec(args) => Some(args.needs()),
         Command::Shell(args) => Some(args.needs()),
+        Command::Set(args) => Some(args.needs()),
         Command::Ps(_)
         | Command::Start(_)
         | Command::Stop(_)
+        | Command::Restart(_)
         | Command::Kill(_)
         | Command::Wait(_)
         | Command::Rm(_)
         | Command::Logs(_)
-        | Command::Inspect(_) => Some(nothing),
-        Command::Images(_)
+        | Command::Inspect(_)
+        | Command::Grant(_)
+        | Command::Revoke(_)
+        | Command::Grants(_) => Some(nothing),
+        // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
+        Command::Cp(_)
+        | Command::Images(_)
         | Command::Setup(_)
         | Command::Doctor(_)
         | Command::Demo(_)

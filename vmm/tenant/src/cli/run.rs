@@ -13,7 +13,7 @@ use super::{Context, Error, Result, exec, prepare, start, stop};
 use crate::carry::Needs;
 use crate::progress::Shown;
 use crate::shim::{Attached, Order};
-use crate::spec::TenantName;
+use crate::spec::{RestartPolicy, Spec, TenantName};
 use crate::store::{Exit, Reason, Store, Tenant};
 use crate::terminal::{Signals, Streams, attend, output};
 
@@ -79,7 +79,7 @@ impl StreamArgs {
 /// Where and with what a command runs.
 #[derive(Debug, clap::Args)]
 pub struct PlaceArgs {
-    /// Set a variable; NAME alone passes this shell's value on
+    /// Set a variable (with `fief run`: for all commands of the tenant); NAME alone passes this shell's value on
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<Variable>,
     /// Directory to run in [the user's home]
@@ -88,10 +88,11 @@ pub struct PlaceArgs {
 }
 
 impl PlaceArgs {
-    pub fn request(&self, argv: Vec<String>, user: Option<String>) -> ExecRequest {
+    /// The request, with the variables of all the tenant's commands below its own.
+    pub fn request(&self, spec: &Spec, argv: Vec<String>, user: Option<String>) -> ExecRequest {
         ExecRequest {
             argv,
-            env: environment::resolve(&self.env),
+            env: environment::over(&spec.env, environment::resolve(&self.env)),
             cwd: self.workdir.clone(),
             user,
             ..ExecRequest::default()
@@ -118,7 +119,13 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let streams = args.streams.streams()?;
     let store = context.store()?;
     let name = create::choose_name(&store, args.name.as_ref())?;
-    let mut spec = args.tenant.spec(&name, args.rm)?;
+    let mut spec = args.tenant.spec(&name, args.rm, &args.place.env)?;
+    if !args.detach && spec.restart != RestartPolicy::No {
+        return Err(Error::new(format!(
+            "--restart {} is for tenants that go on without this command; add -d, or leave it out",
+            spec.restart
+        )));
+    }
     let progress = Shown::default();
     let images = context.images()?;
     let root = prepare::resolve(&images, &mut spec, &progress)?;
@@ -127,7 +134,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let signals = Signals::take_over()?;
     let locked = create::make(&store, &name, &spec)?;
     let command =
-        (!args.command.is_empty()).then(|| args.place.request(args.command.clone(), None));
+        (!args.command.is_empty()).then(|| args.place.request(&spec, args.command.clone(), None));
     let order = Order {
         name: name.clone(),
         directory: start::text(locked.tenant.directory()),
@@ -138,6 +145,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     progress.step("starting the tenant");
     let started = start::start_new(locked, &order)?;
     let (tenant, attached) = started;
+    start::tell_unlimited(&store, attached.unlimited());
     if args.detach {
         if command.is_none() {
             start::await_agent(&store, &tenant, &signals)?;
@@ -154,7 +162,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     };
     let connected = crate::agent::connect(&tenant, &lives);
     drop(progress);
-    let request = command.unwrap_or_else(|| exec::login_shell(&args.place, None));
+    let request = command.unwrap_or_else(|| exec::login_shell(&spec, &args.place, None));
     let run = Foreground {
         store: &store,
         tenant,
@@ -191,6 +199,7 @@ impl Foreground<'_> {
             Ok(connection) => connection,
             Err(error) => return Err(self.never_answered(error)),
         };
+        crate::provide::give_or_warn(&connection, &self.tenant);
         let ended = attend(&connection, request, streams, signals, &|_| {
             self.attached.kill()
         });

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Context, Error, Result, prepare};
+use fief_images::Images;
+
+use super::{Context, Error, OWN_FAILURE, Result, prepare};
 use crate::progress::Shown;
 use crate::shim::{Attached, Order, StartError};
-use crate::spec::TenantName;
-use crate::store::{Exit, Locked, Store, Tenant};
-use crate::terminal::{Signals, output};
+use crate::spec::{RestartPolicy, TenantName};
+use crate::store::{Exit, Locked, Status, StoppedBy, Store, Tenant};
+use crate::terminal::{Signals, output, say};
 
 /// This binary, also when the file it came from was replaced since.
 const SELF: &str = "/proc/self/exe";
@@ -16,21 +18,60 @@ const SELF: &str = "/proc/self/exe";
 /// Flags of `fief start`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// All that are to run by themselves: those with --autostart, and those whose restart policy is always, or
+    /// unless-stopped and that were not stopped
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
     /// Tenants to start
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", value_name = "NAME")]
     names: Vec<TenantName>,
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
-    let store = context.store()?;
-    let images = context.images()?;
-    let progress = Shown::default();
+    let starter = Starter::new(context)?;
+    if args.all {
+        return starter.start_all();
+    }
     for name in &args.names {
-        let spec = store.tenant(name)?.spec()?;
+        starter.start(name)?;
+        output(&format!("{name}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What starting tenants needs.
+pub struct Starter<'a> {
+    context: &'a Context,
+    pub store: Store,
+    images: Images,
+    progress: Shown,
+}
+
+impl<'a> Starter<'a> {
+    pub fn new(context: &'a Context) -> Result<Self> {
+        Ok(Self {
+            context,
+            store: context.store()?,
+            images: context.images()?,
+            progress: Shown::default(),
+        })
+    }
+
+    /// Starts a tenant that is stopped, and waits until it answers.
+    pub fn start(&self, name: &TenantName) -> Result<()> {
+        let tenant = self.launch(name)?;
+        let signals = Signals::take_over()?;
+        await_agent(&self.store, &tenant, &signals)
+    }
+
+    /// Starts a tenant that is stopped; returns when its machine runs.
+    fn launch(&self, name: &TenantName) -> Result<Tenant> {
+        let spec = self.store.tenant(name)?.spec()?;
         spec.check(prepare::total_memory()?)?;
-        let root = prepare::image_of(&images, name, &spec, &progress)?;
-        let files = prepare::boot_files(&images, context, &spec, root, &progress)?;
-        let locked = store.lock(name)?;
+        let root = prepare::image_of(&self.images, name, &spec, &self.progress)?;
+        let files = prepare::boot_files(&self.images, self.context, &spec, root, &self.progress)?;
+        let locked = self.store.lock(name)?;
+        locked.forget_stop()?;
         let order = Order {
             name: name.clone(),
             directory: text(locked.tenant.directory()),
@@ -38,15 +79,68 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
             attached: false,
             command: None,
         };
-        progress.step("starting the tenant");
-        let (tenant, _) = crate::shim::start(Path::new(SELF), locked, &order)
+        self.progress.step("starting the tenant");
+        let (tenant, attached) = crate::shim::start(Path::new(SELF), locked, &order)
             .map_err(|(_locked, error)| cannot_start(name, error))?;
-        fief_images::Progress::end(&progress);
-        let signals = Signals::take_over()?;
-        await_agent(&store, &tenant, &signals)?;
-        output(&format!("{name}\n"))?;
+        fief_images::Progress::end(&self.progress);
+        tell_unlimited(&self.store, attached.unlimited());
+        Ok(tenant)
     }
-    Ok(ExitCode::SUCCESS)
+
+    /// Starts all that are to run by themselves. One that cannot be started does not keep the others from it.
+    fn start_all(&self) -> Result<ExitCode> {
+        let mut failed = false;
+        for tenant in self.store.tenants()? {
+            if !starts_by_itself(&tenant) {
+                continue;
+            }
+            match self.launch(&tenant.name) {
+                Ok(_) => output(&format!("{}\n", tenant.name))?,
+                Err(error) => {
+                    failed = true;
+                    say(&error.text());
+                }
+            }
+        }
+        Ok(if failed {
+            ExitCode::from(OWN_FAILURE)
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+}
+
+/// Whether `fief start --all` starts a tenant: as docker's daemon decides when it begins, and those with --autostart.
+fn starts_by_itself(tenant: &Tenant) -> bool {
+    let (status, _) = tenant.status();
+    let Ok(spec) = tenant.spec() else {
+        return false;
+    };
+    let ran = status == Status::Stopped;
+    let kept = match spec.restart {
+        RestartPolicy::Always => ran,
+        RestartPolicy::UnlessStopped => {
+            ran && !matches!(tenant.stopped_by(), Ok(Some(StoppedBy::User)))
+        }
+        RestartPolicy::No | RestartPolicy::OnFailure(_) => false,
+    };
+    kept || (spec.autostart && (ran || status == Status::Created))
+}
+
+/// Says which limits this machine cannot enforce; not again until the answer is another one.
+pub fn tell_unlimited(store: &Store, unlimited: &[String]) {
+    let said = store.root().join("unlimited");
+    if unlimited.is_empty() {
+        let _ = std::fs::remove_file(said);
+        return;
+    }
+    let text = crate::cgroup::unlimited(unlimited);
+    if std::fs::read_to_string(&said).is_ok_and(|before| before == text) {
+        return;
+    }
+    say(&format!("fief: {text}"));
+    // Should that fail, it is said again.
+    let _ = std::fs::write(said, text);
 }
 
 /// A path as text; the store has made sure that it is.
@@ -78,7 +172,10 @@ pub fn await_agent(store: &Store, tenant: &Tenant, signals: &Signals) -> Result<
     };
     let connected = crate::agent::connect(tenant, &lives);
     let error = match connected {
-        Ok(_) => return Ok(()),
+        Ok(connection) => {
+            crate::provide::give_or_warn(&connection, tenant);
+            return Ok(());
+        }
         Err(error) => error,
     };
     if let Some(signal) = asked.get() {

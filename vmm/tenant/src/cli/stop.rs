@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use fief_agent_proto::{AGENT_PORT, Connection, Shutdown, ShutdownAction, connect_vsock_unix};
 use rustix::process::Signal;
 
-use super::{Context, Error, Result};
+use super::{Context, Error, OWN_FAILURE, Result};
 use crate::backend::vm;
 use crate::process::Process;
 use crate::spec::TenantName;
-use crate::store::{State, Store, Tenant};
-use crate::terminal::output;
+use crate::store::{Phase, State, StoppedBy, Store, Tenant};
+use crate::terminal::{output, say};
 
 /// How long an agent may take to answer. One that is up answers at once.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -24,8 +24,14 @@ pub struct StopArgs {
     /// Seconds to wait before a tenant is ended by force
     #[arg(long, short = 't', value_name = "SECONDS", default_value_t = 30)]
     time: u32,
+    /// All that run
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Because the host shuts down: what was to keep running is started again by `fief start --all`
+    #[arg(long)]
+    for_shutdown: bool,
     /// Tenants to stop
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", value_name = "NAME")]
     names: Vec<TenantName>,
 }
 
@@ -39,7 +45,9 @@ pub struct KillArgs {
 
 /// What made a tenant end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
+pub enum How {
+    /// It was about to be started again by its policy.
+    Between,
     /// Its agent shut it down.
     Agent,
     /// Its power button was pressed.
@@ -51,6 +59,7 @@ enum How {
 impl How {
     fn words(self) -> &'static str {
         match self {
+            How::Between => "stopped (it was to be started again)",
             How::Agent => "stopped",
             How::PowerButton => "stopped by its power button (its agent did not answer)",
             How::Force => "ended by force (it did not shut down in time)",
@@ -60,30 +69,80 @@ impl How {
 
 pub fn stop(context: &Context, args: &StopArgs) -> Result<ExitCode> {
     let store = context.store()?;
+    let patience = Duration::from_secs(args.time.into());
+    let by = if args.for_shutdown {
+        StoppedBy::Shutdown
+    } else {
+        StoppedBy::User
+    };
+    if args.all {
+        return stop_all(&store, patience, by);
+    }
     for name in &args.names {
         let (tenant, state) = store.running(name)?;
-        let how = shut_down(
-            &store,
-            &tenant,
-            &state,
-            Duration::from_secs(args.time.into()),
-        )?;
+        tenant.mark_stopped(by)?;
+        let how = shut_down(&store, &tenant, &state, patience)?;
         output(&format!("{name}: {}\n", how.words()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Stops all that run, at once: a host that shuts down does not wait for one after the other.
+fn stop_all(store: &Store, patience: Duration, by: StoppedBy) -> Result<ExitCode> {
+    let mut running = Vec::new();
+    for tenant in store.tenants()? {
+        if let Ok(Some(state)) = tenant.state() {
+            tenant.mark_stopped(by)?;
+            running.push((tenant, state));
+        }
+    }
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let stop = |(tenant, state): &(Tenant, State)| shut_down(store, tenant, state, patience);
+        let threads: Vec<_> = running
+            .iter()
+            .map(|one| scope.spawn(move || stop(one)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    let mut failed = false;
+    for ((tenant, _), ended) in running.iter().zip(ended) {
+        match ended {
+            Ok(Ok(how)) => output(&format!("{}: {}\n", tenant.name, how.words()))?,
+            Ok(Err(error)) => {
+                failed = true;
+                say(&error.text());
+            }
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+    Ok(if failed {
+        ExitCode::from(OWN_FAILURE)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode> {
     let store = context.store()?;
     for name in &args.names {
         let (tenant, state) = store.running(name)?;
+        tenant.mark_stopped(StoppedBy::User)?;
         force(&store, &tenant, &state)?;
         output(&format!("{name}: killed\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn shut_down(store: &Store, tenant: &Tenant, state: &State, patience: Duration) -> Result<How> {
+/// Asks a running tenant to end, and makes it end when `patience` is over.
+///
+/// # Errors
+/// See [`force`].
+pub fn shut_down(store: &Store, tenant: &Tenant, state: &State, patience: Duration) -> Result<How> {
+    if state.phase == Phase::Restarting {
+        // Nothing runs: its shim is told not to start it again.
+        force(store, tenant, state)?;
+        return Ok(How::Between);
+    }
     let deadline = Instant::now() + patience;
     let left = || deadline.saturating_duration_since(Instant::now());
     let by_agent = !patience.is_zero()

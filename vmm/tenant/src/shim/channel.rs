@@ -33,7 +33,10 @@ pub struct Order {
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The machine runs.
-    Running,
+    Running {
+        /// Limits that this machine cannot enforce, one clause each.
+        unlimited: Vec<String>,
+    },
     /// It could not be started; the whole chain of causes.
     Failed(String),
     /// It ran and ended.

@@ -1,6 +1,7 @@
 //! The shim: one small process per running tenant. It starts the backend, keeps its output, writes down its end and
 //! cleans up; it holds the tenant's lock for as long as it lives, which is what "running" means.
 
+mod again;
 mod channel;
 mod command;
 mod log;
@@ -12,26 +13,34 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
+use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 
 use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError};
+use crate::cgroup::{Group, Origin, Settings};
 use crate::failure::chain;
+use crate::network::{self, NetworkError};
 use crate::process::identify;
-use crate::spec::{Isolation, Spec};
+use crate::provide;
+use crate::spec::{Bytes, Isolation, LogBounds, Spec};
 use crate::store::{Exit, FileError, Held, Locked, Phase, Reason, State, StoreError, Tenant, now};
 
+use again::Pauses;
 pub use channel::{Channel, Order, Report, Request};
-pub use log::older;
+pub use log::{identity, older, parts};
 pub use start::{Attached, StartError, start};
+use watch::{Ended, Watched};
 
 /// Word that makes the `fief` binary a shim.
 pub const WORD: &str = "shim";
-/// Largest size of each of the two files of the console's log, in bytes.
-const CONSOLE_LIMIT: u64 = 1 << 20;
-/// Largest size of each of the two files of the monitor's log, in bytes.
-const MESSAGES_LIMIT: u64 = 128 << 10;
+/// How much of the monitor's own messages is kept.
+const MESSAGES: LogBounds = LogBounds {
+    size: Bytes(128 << 10),
+    files: 2,
+};
 
 /// Why a shim gave up.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +51,8 @@ enum ShimError {
     Store(#[from] StoreError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -112,46 +123,148 @@ fn finish(locked: Locked, channel: Channel) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Runs the tenant until it has ended and is not to be started again.
 fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), ShimError> {
-    let spec = locked.tenant.spec()?;
-    let mut state = State {
-        phase: Phase::Starting,
-        shim_pid: std::process::id().cast_signed(),
-        monitor: None,
-        started: now(),
-        reboots: 0,
-    };
-    locked.begin_run(&state)?;
-    let mut backend = backend_of(locked.tenant.clone(), &spec, order)?;
-    let mut spawned = backend.spawn()?;
-    state.monitor = identify(spawned.child.id());
-    let booted = locked
-        .write_state(&state)
-        .map_err(ShimError::from)
-        .and_then(|()| {
-            backend.boot(&mut spawned.child)?;
-            state.phase = Phase::Running;
-            Ok(locked.write_state(&state)?)
-        });
-    if let Err(error) = booted {
-        return Err(watch::give_up(&locked.tenant, spawned, error));
-    }
-    // A starter that is gone already is noticed by the watch, if it matters.
-    let _ = channel.send(&Report::Running);
-    let exit = watch::watch(
+    let signals = again::signals().map_err(failed("cannot receive signals"))?;
+    let group = Group::of(&locked.tenant);
+    let mut life = Life {
         locked,
-        backend.as_ref(),
-        spawned,
-        state,
-        &spec,
         order,
-        channel,
-    )?;
-    Ok(locked.end_run(&exit)?)
+        signals: &signals,
+        group: &group,
+        origin: None,
+        restarts: 0,
+    };
+    let ended = life.whole(channel);
+    // A group with a process in it, this one, could not be removed.
+    if let Some(origin) = life.origin.take() {
+        origin.go_back();
+    }
+    Ok(locked.end_run(&ended?)?)
 }
 
-fn backend_of(tenant: Tenant, spec: &Spec, order: &Order) -> Result<Box<dyn Backend>, ShimError> {
+/// A tenant's runs, one after the other.
+struct Life<'a> {
+    locked: &'a Locked,
+    order: &'a Order,
+    signals: &'a SignalFd,
+    group: &'a Group,
+    /// Where this shim was before it entered the group.
+    origin: Option<Origin>,
+    restarts: u64,
+}
+
+impl Life<'_> {
+    /// All runs; how the last one ended.
+    fn whole(&mut self, channel: &mut Channel) -> Result<Exit, ShimError> {
+        let mut pauses = Pauses::default();
+        let mut begun = false;
+        loop {
+            let since = Instant::now();
+            let run = self.run(channel, &mut begun);
+            let (mut exit, asked) = match run {
+                Ok(Ended { exit, asked }) => (exit, asked),
+                Err(error) if !begun => return Err(error),
+                // It was started before: its policy decides about this failure as about any other.
+                Err(error) => (Exit::now(Reason::Failed, Some(chain(&error))), false),
+            };
+            exit.restarts = self.restarts;
+            let stopped = asked || !matches!(self.locked.tenant.stopped_by(), Ok(None));
+            let policy = self.locked.tenant.spec()?.restart;
+            if stopped || !policy.again(exit.code, self.restarts) {
+                return Ok(exit);
+            }
+            self.restarts += 1;
+            let state = self.state(Phase::Restarting);
+            self.locked.pause_run(&exit, &state)?;
+            let pause = pauses.after(since.elapsed());
+            let asked = again::wait(self.signals, pause).map_err(failed("cannot wait"))?;
+            if asked || !matches!(self.locked.tenant.stopped_by(), Ok(None)) {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn state(&self, phase: Phase) -> State {
+        State {
+            phase,
+            shim_pid: std::process::id().cast_signed(),
+            monitor: None,
+            started: now(),
+            reboots: 0,
+            restarts: self.restarts,
+        }
+    }
+
+    /// One run. `begun` becomes true when the machine runs.
+    fn run(&mut self, channel: &mut Channel, begun: &mut bool) -> Result<Ended, ShimError> {
+        let locked = self.locked;
+        let spec = locked.tenant.spec()?;
+        let mut state = self.state(Phase::Starting);
+        locked.begin_run(&state)?;
+        // Before this process enters the tenant's cgroup.
+        let network = network::ensure(locked.tenant.directory(), &spec)?;
+        let settings = Settings::of(&spec);
+        let mut unlimited = self.group.make(&settings);
+        if self.origin.is_none() {
+            match self.group.enter() {
+                Ok(origin) => self.origin = Some(origin),
+                Err(error) => unlimited.push(error.to_string()),
+            }
+        }
+        let mut backend = backend_of(locked.tenant.clone(), &spec, self.order, network)?;
+        let mut spawned = backend.spawn()?;
+        state.monitor = identify(spawned.child.id());
+        let booted = locked
+            .write_state(&state)
+            .map_err(ShimError::from)
+            .and_then(|()| {
+                backend.boot(&mut spawned.child)?;
+                state.phase = Phase::Running;
+                Ok(locked.write_state(&state)?)
+            });
+        if let Err(error) = booted {
+            return Err(watch::give_up(locked, &spec, spawned, error));
+        }
+        if !std::mem::replace(begun, true) {
+            // A starter that is gone already is noticed by the watch, if it matters.
+            let _ = channel.send(&Report::Running { unlimited });
+        }
+        provide::give_beside(&locked.tenant);
+        watch::watch(
+            Watched {
+                locked,
+                backend: backend.as_ref(),
+                signals: self.signals,
+                spec: &spec,
+                order: self.order,
+            },
+            spawned,
+            state,
+            channel,
+        )
+        .map(|ended| self.with_cause(ended, &settings))
+    }
+
+    /// Says so if it was the kernel that ended the monitor for want of memory.
+    fn with_cause(&self, mut ended: Ended, settings: &Settings) -> Ended {
+        if ended.exit.reason == Reason::Killed && !ended.asked && self.group.out_of_memory() > 0 {
+            ended.exit.detail = Some(format!(
+                "its monitor needed more than the {} of its memory limit; give it more with `fief set --memory`",
+                settings.memory
+            ));
+        }
+        ended
+    }
+}
+
+fn backend_of(
+    tenant: Tenant,
+    spec: &Spec,
+    order: &Order,
+    network: Option<network::Record>,
+) -> Result<Box<dyn Backend>, ShimError> {
     Ok(match spec.isolation {
-        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone())?),
+        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone(), network)?),
     })
 }

@@ -29,9 +29,15 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Attached {
     channel: Channel,
+    unlimited: Vec<String>,
 }
 
 impl Attached {
+    /// Limits of the spec that this machine cannot enforce, one clause each.
+    pub fn unlimited(&self) -> &[String] {
+        &self.unlimited
+    }
+
     /// Ends the tenant now, without asking it.
     pub fn kill(&self) {
         // A shim that is gone has ended it.
@@ -81,7 +87,9 @@ pub fn start(
         .send(order)
         .and_then(|()| channel.receive::<Report>());
     let error = match report {
-        Ok(Some(Report::Running)) => return Ok((tenant, Attached { channel })),
+        Ok(Some(Report::Running { unlimited })) => {
+            return Ok((tenant, Attached { channel, unlimited }));
+        }
         Ok(Some(Report::Failed(why))) => StartError::Failed(why),
         Ok(_) => StartError::Silent,
         Err(error) => StartError::Shim(error),

@@ -9,13 +9,12 @@ use fief_api::ClientError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use super::channel::{Channel, Order, Request};
 use super::command::{self, Running};
 use super::log::BoundedLog;
-use super::{CONSOLE_LIMIT, MESSAGES_LIMIT, ShimError, failed};
+use super::{MESSAGES, ShimError, failed};
 use crate::backend::{Backend, BackendError, Event, Spawned};
 use crate::process::Process;
 use crate::spec::Spec;
@@ -28,28 +27,40 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Longest line of events, and of the monitor's messages, that is looked at.
 const LONGEST_LINE: usize = 4096;
 
+/// What a watch needs to know, and does not change.
+#[derive(Clone, Copy)]
+pub struct Watched<'a> {
+    pub locked: &'a Locked,
+    pub backend: &'a dyn Backend,
+    pub signals: &'a SignalFd,
+    pub spec: &'a Spec,
+    pub order: &'a Order,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit: Exit,
+    /// Somebody asked this shim for it.
+    pub asked: bool,
+}
+
 /// Watches until the backend's process has ended; says how and why.
 pub fn watch(
-    locked: &Locked,
-    backend: &dyn Backend,
+    watched: Watched<'_>,
     spawned: Spawned,
     state: State,
-    spec: &Spec,
-    order: &Order,
     channel: &Channel,
-) -> Result<Exit, ShimError> {
-    // Before any thread is made: all of them leave these signals to the descriptor.
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals
-        .thread_block()
-        .map_err(|errno| failed("cannot block signals")(errno.into()))?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(|errno| failed("cannot receive signals")(errno.into()))?;
+) -> Result<Ended, ShimError> {
+    let Watched {
+        locked,
+        backend,
+        signals,
+        spec,
+        order,
+    } = watched;
     let mut watch = Watch {
-        output: Output::open(&locked.tenant, spawned)?,
+        output: Output::open(&locked.tenant, spec, spawned)?,
         locked,
         backend,
         state,
@@ -156,6 +167,7 @@ impl Watch<'_> {
                     self.state.reboots += 1;
                     // Worth knowing, not worth ending the tenant for.
                     let _ = self.locked.write_state(&self.state);
+                    crate::provide::give_beside(&self.locked.tenant);
                 }
                 Some(Event::Ended(reason, detail)) => self.ended = Some((reason, detail)),
                 None => {}
@@ -163,7 +175,7 @@ impl Watch<'_> {
         }
     }
 
-    fn finish(mut self, command: Option<Running>) -> Result<Exit, ShimError> {
+    fn finish(mut self, command: Option<Running>) -> Result<Ended, ShimError> {
         let status = self
             .output
             .child
@@ -185,7 +197,10 @@ impl Watch<'_> {
         if let Some(code) = code.filter(|_| exit.code == 0) {
             exit.code = code;
         }
-        Ok(exit)
+        Ok(Ended {
+            exit,
+            asked: self.asked_to_end,
+        })
     }
 }
 
@@ -215,8 +230,8 @@ fn judge(
 }
 
 /// A monitor that could not be set up: ends it, and adds its own last words to the error.
-pub fn give_up(tenant: &Tenant, spawned: Spawned, error: ShimError) -> ShimError {
-    let Ok(mut output) = Output::open(tenant, spawned) else {
+pub fn give_up(locked: &Locked, spec: &Spec, spawned: Spawned, error: ShimError) -> ShimError {
+    let Ok(mut output) = Output::open(&locked.tenant, spec, spawned) else {
         return error;
     };
     let refused = matches!(
@@ -253,7 +268,7 @@ struct Output {
 }
 
 impl Output {
-    fn open(tenant: &Tenant, spawned: Spawned) -> Result<Self, ShimError> {
+    fn open(tenant: &Tenant, spec: &Spec, spawned: Spawned) -> Result<Self, ShimError> {
         let Spawned {
             child,
             console,
@@ -265,12 +280,8 @@ impl Output {
                 .map_err(|errno| failed("cannot set up the tenant's output")(errno.into()))?;
         }
         let log = failed("cannot open the tenant's logs");
-        let logs = BoundedLog::open(&tenant.console(), CONSOLE_LIMIT).and_then(|console| {
-            Ok((
-                console,
-                BoundedLog::open(&tenant.monitor_log(), MESSAGES_LIMIT)?,
-            ))
-        });
+        let logs = BoundedLog::open(&tenant.console(), spec.log)
+            .and_then(|console| Ok((console, BoundedLog::open(&tenant.monitor_log(), MESSAGES)?)));
         let (console_log, messages_log) = logs.map_err(log)?;
         Ok(Self {
             child,

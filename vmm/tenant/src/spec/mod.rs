@@ -1,14 +1,22 @@
 //! What a tenant asks for. Written once, at creation, and read at every start.
 
+mod limits;
 mod name;
+mod restart;
 mod size;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use fief_agent_proto::{MAX_KEYS, is_public_key_line};
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
+use crate::network::{Publish, resolver};
+
+pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
+pub use restart::{PolicyError, RestartPolicy};
 pub use size::{Bytes, SizeError};
 
 /// Version of the form on disk. A file of another version is refused, not guessed at.
@@ -21,6 +29,32 @@ pub const DEFAULT_MEMORY: &str = "512M";
 pub const DEFAULT_DISK: &str = "10G";
 /// Less memory than this boots no Linux of any kind.
 const MIN_MEMORY: Bytes = Bytes::from_mib(32);
+/// Size of one file of the console's log, of a tenant that says nothing.
+pub const DEFAULT_LOG_SIZE: &str = "1M";
+/// Files of the console's log, of a tenant that says nothing.
+pub const DEFAULT_LOG_FILES: u8 = 2;
+const MIN_LOG_SIZE: Bytes = Bytes(4 << 10);
+/// Most bytes of variables: they travel in one frame with the command (docs/agent-protocol.md).
+const MAX_ENV: usize = 16 << 10;
+
+/// How much of the console is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogBounds {
+    /// Largest size of one file.
+    pub size: Bytes,
+    /// How many files: the one that grows, and older ones.
+    pub files: u8,
+}
+
+impl Default for LogBounds {
+    fn default() -> Self {
+        Self {
+            size: Bytes::from_mib(1),
+            files: DEFAULT_LOG_FILES,
+        }
+    }
+}
 
 /// Who is process 1 in a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -63,6 +97,17 @@ pub enum KernelChoice {
     Path(PathBuf),
 }
 
+/// Which network a tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Net {
+    /// The way out by address translation, and no other.
+    #[default]
+    Nat,
+    /// None; commands and shells work all the same.
+    None,
+}
+
 /// What a tenant asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,12 +134,36 @@ pub struct Spec {
     pub isolation: Isolation,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
+    /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// Whom commands run as unless they say; root by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Remove the tenant when it ends.
     #[serde(default)]
     pub remove: bool,
+    #[serde(default)]
+    pub net: Net,
+    /// Ports of the host that lead to the tenant's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// Name servers; the host's own if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
+    /// Variables of every command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(String, String)>,
+    /// Whether it is started again when it ends.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Started by `fief start --all`, as at the host's boot.
+    #[serde(default)]
+    pub autostart: bool,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub log: LogBounds,
 }
 
 /// Why a spec cannot be.
@@ -110,8 +179,42 @@ pub enum SpecError {
     MuchMemory { asked: Bytes, total: Bytes },
     #[error("the host name '{0}' is none; use letters, digits and '-', at most 63 of them")]
     Hostname(String),
+    #[error("{0} keys for ssh are more than the {MAX_KEYS} that a tenant can have; leave some out")]
+    ManyKeys(usize),
+    #[error("the tenant's key {0} for ssh is no public key; make the tenant anew with --ssh-key")]
+    Key(usize),
     #[error("the user '{0}' is none; give a name, name:group, uid or uid:gid")]
     User(String),
+    #[error("{0} is of no use without a network; leave it out, or leave out --net none")]
+    WithoutNetwork(&'static str),
+    #[error(
+        "--publish {0} and --publish {1} are the same port of this machine; give different ones"
+    )]
+    SamePort(Publish, Publish),
+    #[error(
+        "--dns {0} is out of a tenant's reach; give an address beyond this machine and its links"
+    )]
+    Dns(IpAddr),
+    #[error("{flag} {weight} is not possible; give 1 to 10000, where {DEFAULT_WEIGHT} is usual")]
+    Weight { flag: &'static str, weight: u16 },
+    #[error(
+        "--rm and --restart {0} contradict each other: a tenant is removed when it ends or started again; leave one out"
+    )]
+    RemovedAndRestarted(RestartPolicy),
+    #[error(
+        "--rm and --autostart contradict each other: a tenant that is removed cannot be started; leave one out"
+    )]
+    RemovedAndAutostarted,
+    #[error("'{0}' cannot be a variable's name; use no '=' and no NUL character in it")]
+    Variable(String),
+    #[error(
+        "the variables take {0} bytes, more than the {MAX_ENV} that a command can be given; pass some in a file"
+    )]
+    MuchEnv(usize),
+    #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
+    LittleLog(Bytes),
+    #[error("--log-files 0 is not possible; give 1 to 255")]
+    NoLog,
 }
 
 impl Spec {
@@ -135,11 +238,79 @@ impl Spec {
         if !is_hostname(&self.hostname) {
             return Err(SpecError::Hostname(self.hostname.clone()));
         }
+        self.check_keys()?;
         // It travels on the kernel's command line.
-        match &self.user {
-            Some(user) if !is_word(user) => Err(SpecError::User(user.clone())),
-            _ => Ok(()),
+        if let Some(user) = self.user.as_ref().filter(|user| !is_word(user)) {
+            return Err(SpecError::User(user.clone()));
         }
+        self.limits.check()?;
+        self.check_end()?;
+        self.check_env()?;
+        self.check_network()?;
+        if self.log.files == 0 {
+            return Err(SpecError::NoLog);
+        }
+        if self.log.size < MIN_LOG_SIZE {
+            return Err(SpecError::LittleLog(self.log.size));
+        }
+        Ok(())
+    }
+
+    fn check_end(&self) -> Result<(), SpecError> {
+        if self.remove && self.restart != RestartPolicy::No {
+            return Err(SpecError::RemovedAndRestarted(self.restart));
+        }
+        if self.remove && self.autostart {
+            return Err(SpecError::RemovedAndAutostarted);
+        }
+        Ok(())
+    }
+
+    fn check_env(&self) -> Result<(), SpecError> {
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(SpecError::Variable(name.clone()));
+            }
+        }
+        let size = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 2);
+        match size.sum() {
+            ..=MAX_ENV => Ok(()),
+            size => Err(SpecError::MuchEnv(size)),
+        }
+    }
+
+    fn check_network(&self) -> Result<(), SpecError> {
+        if self.net == Net::None {
+            return match (self.publish.is_empty(), self.dns.is_empty()) {
+                (false, _) => Err(SpecError::WithoutNetwork("--publish")),
+                (_, false) => Err(SpecError::WithoutNetwork("--dns")),
+                _ => Ok(()),
+            };
+        }
+        for (at, port) in self.publish.iter().enumerate() {
+            if let Some(same) = self.publish[..at].iter().find(|other| other.collides(port)) {
+                return Err(SpecError::SamePort(*same, *port));
+            }
+        }
+        let beyond = self
+            .dns
+            .iter()
+            .find(|server| !resolver::is_reachable(**server));
+        beyond.map_or(Ok(()), |server| Err(SpecError::Dns(*server)))
+    }
+
+    fn check_keys(&self) -> Result<(), SpecError> {
+        if self.ssh_keys.len() > MAX_KEYS {
+            return Err(SpecError::ManyKeys(self.ssh_keys.len()));
+        }
+        let bad = self
+            .ssh_keys
+            .iter()
+            .position(|key| !is_public_key_line(key));
+        bad.map_or(Ok(()), |index| Err(SpecError::Key(index + 1)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::str::FromStr;
 
+use fief_agent_proto::LONGEST_LOGIN;
 use serde::{Deserialize, Serialize};
 
 /// Longest name.
@@ -42,6 +43,17 @@ impl TenantName {
         let adjective = pick(&ADJECTIVES, first, second);
         let noun = pick(&NOUNS, third, fourth);
         Ok(Self(format!("{adjective}-{noun}")))
+    }
+
+    /// The account inside that is this tenant's owner's: the name itself where it can be one. Dots may not be in it, a letter
+    /// comes first, and it is shorter.
+    pub fn login(&self) -> String {
+        let mut login = self.0.replace('.', "-");
+        if !login.starts_with(|first: char| first.is_ascii_lowercase()) {
+            login.insert(0, 'u');
+        }
+        login.truncate(LONGEST_LOGIN);
+        login
     }
 
     /// What can serve as a host name: dots and underscores may not be in one.

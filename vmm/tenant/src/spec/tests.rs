@@ -13,8 +13,17 @@ pub(crate) fn spec() -> Spec {
         init: Init::Agent,
         isolation: Isolation::Vm,
         hostname: "a".to_owned(),
+        ssh_keys: Vec::new(),
         user: None,
         remove: false,
+        net: Net::None,
+        publish: Vec::new(),
+        dns: Vec::new(),
+        env: Vec::new(),
+        restart: RestartPolicy::No,
+        autostart: false,
+        limits: Limits::default(),
+        log: LogBounds::default(),
     }
 }
 
@@ -50,6 +59,34 @@ fn names_that_could_leave_the_directory_or_confuse_are_refused() {
         assert!(error.to_string().contains("a-z"), "{bad}");
     }
     assert!(serde_json::from_str::<TenantName>("\"../x\"").is_err());
+}
+
+#[test]
+fn every_tenant_has_an_account_name() {
+    for (name, login) in [
+        ("alice", "alice"),
+        ("a.b_c-d", "a-b_c-d"),
+        ("3d", "u3d"),
+        ("x.", "x-"),
+        (&"a".repeat(63), &"a".repeat(32)),
+    ] {
+        let name: TenantName = name.parse().unwrap();
+        assert_eq!(name.login(), login);
+        assert!(fief_agent_proto::is_login(&name.login()));
+    }
+}
+
+#[test]
+fn keys_are_public_and_not_too_many() {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOPXvqWUhSzi20nt9hklbnyJagezvteBUtraBr9+Tcc8 a";
+    let with = |ssh_keys: Vec<&str>| Spec {
+        ssh_keys: ssh_keys.into_iter().map(str::to_owned).collect(),
+        ..spec()
+    };
+    assert_eq!(with(vec![key, key]).check(TOTAL), Ok(()));
+    assert_eq!(with(vec![key, "x"]).check(TOTAL), Err(SpecError::Key(2)));
+    let many = with(vec![key; MAX_KEYS + 1]).check(TOTAL);
+    assert_eq!(many, Err(SpecError::ManyKeys(MAX_KEYS + 1)));
 }
 
 #[test]
@@ -168,4 +205,114 @@ fn what_goes_on_the_kernel_command_line_cannot_add_words_to_it() {
         };
         assert_eq!(spec.check(TOTAL), Err(SpecError::User(bad.to_owned())));
     }
+}
+
+#[test]
+fn ports_and_name_servers_want_a_network() {
+    let net = || Spec {
+        net: Net::Nat,
+        publish: vec!["2222:22".parse().unwrap()],
+        dns: vec!["192.0.2.53".parse().unwrap()],
+        ..spec()
+    };
+    assert_eq!(net().check(TOTAL), Ok(()));
+    let without = Spec {
+        net: Net::None,
+        ..net()
+    };
+    assert_eq!(
+        without.check(TOTAL),
+        Err(SpecError::WithoutNetwork("--publish"))
+    );
+    let without = Spec {
+        publish: vec![],
+        ..without
+    };
+    assert_eq!(
+        without.check(TOTAL),
+        Err(SpecError::WithoutNetwork("--dns"))
+    );
+    let mut twice = net();
+    twice.publish.push("0.0.0.0:2222:80".parse().unwrap());
+    let error = twice.check(TOTAL).unwrap_err().to_string();
+    assert!(
+        error.contains("127.0.0.1:2222:22") && error.contains("0.0.0.0:2222:80"),
+        "{error}"
+    );
+    for bad in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "fe80::1",
+        "224.0.0.1",
+        "0.0.0.0",
+    ] {
+        let server = bad.parse().unwrap();
+        let spec = Spec {
+            dns: vec![server],
+            ..net()
+        };
+        assert_eq!(spec.check(TOTAL), Err(SpecError::Dns(server)));
+    }
+}
+
+#[test]
+fn a_spec_of_a_fief_that_knew_no_networks_has_one_now() {
+    let mut old = serde_json::to_value(spec()).unwrap();
+    old.as_object_mut().unwrap().remove("net").unwrap();
+    let spec: Spec = serde_json::from_value(old).unwrap();
+    assert_eq!(spec.net, Net::Nat);
+}
+
+#[test]
+fn a_spec_of_an_earlier_fief_gets_the_defaults_of_what_it_does_not_say() {
+    let mut old = serde_json::to_value(spec()).unwrap();
+    let fields = old.as_object_mut().unwrap();
+    for new in ["restart", "autostart", "limits", "log"] {
+        fields.remove(new).unwrap();
+    }
+    assert_eq!(serde_json::from_value::<Spec>(old).unwrap(), spec());
+}
+
+#[test]
+fn a_tenant_is_removed_at_its_end_or_kept_running_but_not_both() {
+    let removed = Spec {
+        remove: true,
+        ..spec()
+    };
+    assert_eq!(removed.check(TOTAL), Ok(()));
+    let restarted = Spec {
+        restart: RestartPolicy::Always,
+        ..removed.clone()
+    };
+    let error = restarted.check(TOTAL).unwrap_err().to_string();
+    assert!(
+        error.contains("--rm") && error.contains("always"),
+        "{error}"
+    );
+    let autostarted = Spec {
+        autostart: true,
+        ..removed
+    };
+    assert_eq!(
+        autostarted.check(TOTAL),
+        Err(SpecError::RemovedAndAutostarted)
+    );
+}
+
+#[test]
+fn variables_that_no_command_could_be_given_are_refused() {
+    let with = |name: &str, value: &str| Spec {
+        env: vec![(name.to_owned(), value.to_owned())],
+        ..spec()
+    };
+    assert_eq!(with("A", "b=c").check(TOTAL), Ok(()));
+    for (name, value) in [("", "x"), ("A=B", "x"), ("A", "\0")] {
+        assert_eq!(
+            with(name, value).check(TOTAL),
+            Err(SpecError::Variable(name.to_owned()))
+        );
+    }
+    let much = with("A", &"x".repeat(MAX_ENV)).check(TOTAL);
+    assert_eq!(much, Err(SpecError::MuchEnv(MAX_ENV + 3)));
 }

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::file::{failed, remove};
 use super::{Exit, FileError, Held, Locked, Reason, Store, StoreError, Tenant};
+use crate::network;
 use crate::process::Process;
 
 /// Prefix of a tenant's directory while it is made. No name begins with a dot.
@@ -27,6 +28,42 @@ pub(super) fn directory(prefix: &str, parent: &Path) -> io::Result<tempfile::Tem
         .prefix(prefix)
         .permissions(owner_only)
         .tempdir_in(parent)
+}
+
+/// The directory of a tenant that is being made. Dropped, all that is the tenant's goes.
+#[derive(Debug)]
+pub(super) struct Unfinished(Option<tempfile::TempDir>);
+
+impl Unfinished {
+    pub(super) fn new(directory: tempfile::TempDir) -> Self {
+        Self(Some(directory))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0
+            .as_ref()
+            .map_or(Path::new(""), tempfile::TempDir::path)
+    }
+
+    /// It is finished: it stays.
+    pub(super) fn keep(mut self) {
+        let _ = self.0.take().map(tempfile::TempDir::keep);
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(directory) = self.0.take() {
+            // What cannot be removed is left as it is, for the next command.
+            let _ = dismantle(&directory.keep());
+        }
+    }
+}
+
+/// Removes all that is a tenant's: its network, then its files, which tell of the network.
+pub(super) fn dismantle(directory: &Path) -> Result<(), StoreError> {
+    network::take_down(directory)?;
+    Ok(remove(directory)?)
 }
 
 /// Gives a directory a name that every command takes for one to be removed; that name. It needs no space: to remove
@@ -62,7 +99,7 @@ impl Store {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if name.starts_with(GONE) {
-                let _ = remove(&entry.path());
+                let _ = dismantle(&entry.path());
             } else if name.starts_with(NEW) {
                 let _ = self.remove_half_made(&entry.path());
             } else if let Ok(name) = name.parse() {
@@ -89,7 +126,7 @@ impl Store {
         }
     }
 
-    fn remove_half_made(&self, path: &Path) -> Result<(), FileError> {
+    fn remove_half_made(&self, path: &Path) -> Result<(), StoreError> {
         let _names = self.lock_names()?;
         let lock = path.join("lock");
         if path.is_dir()
@@ -97,7 +134,7 @@ impl Store {
                 .map_err(failed("lock", &lock))?
                 .is_some()
         {
-            remove(path)?;
+            dismantle(path)?;
         }
         Ok(())
     }

@@ -6,13 +6,17 @@
 //!                spec.json      what the tenant asks for
 //!                state.json     what its shim wrote down; true only while the lock is held
 //!                exit.json      how the last run ended
+//!                stopped.json   who asked for that, until somebody starts it again
+//!                change.lock    held by who changes the spec
 //!                disk.ext4      its disk
 //!                console.log    what its serial console printed (older part: console.log.1)
 //!                monitor.log    what its monitor had to say
 //!                monitor.lock   held by the monitor itself
+//!                network.json   what its network is made of (see `network`)
 //!                run/           sockets, while it runs
 //! tenants/.new-*                being made; its lock is held by the maker
 //! tenants/.gone-*               being removed
+//! network.json, grants.json, grants.log     see `network`
 //! images/, host/                see fief-images, fief-host
 //! ```
 //!
@@ -34,12 +38,13 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 pub use file::FileError;
+pub(crate) use file::{failed, read_json, remove, write_json};
 pub use lock::Held;
-pub use record::{Exit, Phase, Pid, Reason, State, now};
+pub use record::{Exit, Phase, Pid, Reason, State, StoppedBy, now};
 pub use tenant::{Locked, Status, Tenant};
 
+use crate::network::{self, NetworkError};
 use crate::spec::{Spec, TenantName};
-use file::failed;
 
 /// How long a command waits for another one that holds a tenant's lock without running it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,6 +80,8 @@ pub enum StoreError {
     NotText(PathBuf),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// The state directory.
@@ -87,7 +94,7 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Draft {
     store: Store,
-    directory: tempfile::TempDir,
+    directory: leftovers::Unfinished,
     locked: Locked,
 }
 
@@ -250,6 +257,7 @@ impl Store {
         }
         let made = leftovers::directory(leftovers::NEW, &parent);
         let directory = made.map_err(failed("make a directory in", &parent))?;
+        let directory = leftovers::Unfinished::new(directory);
         let tenant = Tenant::new(name.clone(), directory.path().to_owned());
         let Some(locked) = tenant.try_lock()? else {
             return Err(StoreError::Busy(name.to_string()));
@@ -268,6 +276,14 @@ impl Draft {
     /// Where the disk is to be made.
     pub fn disk(&self) -> PathBuf {
         self.locked.tenant.disk()
+    }
+
+    /// Makes its network.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn make_network(&self, spec: &Spec) -> Result<(), NetworkError> {
+        network::make(self.directory.path(), spec).map(drop)
     }
 
     /// Gives the tenant its name. It stays locked.
@@ -295,7 +311,7 @@ impl Draft {
             Err(nix::Error::EEXIST) => return Err(StoreError::Taken(name.to_string())),
             Err(error) => return Err(failed("name", target.directory())(error.into()).into()),
         }
-        let _ = directory.keep();
+        directory.keep();
         let parent = store.tenants_directory();
         fs::File::open(&parent)
             .and_then(|parent| parent.sync_all())

@@ -12,6 +12,8 @@ pub enum Phase {
     Starting,
     /// Its machine runs.
     Running,
+    /// It ended and is started again by its policy, after a pause.
+    Restarting,
 }
 
 /// `state.json`: there while a shim has the tenant. It is believed only while the tenant's lock is held.
@@ -26,6 +28,9 @@ pub struct State {
     /// How often the guest rebooted in place.
     #[serde(default)]
     pub reboots: u64,
+    /// How often its policy started it again since a person did.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 /// A process id that cannot be mistaken for a later process of the same number.
@@ -79,6 +84,19 @@ pub struct Exit {
     pub detail: Option<String>,
     /// Seconds since 1970.
     pub time: u64,
+    /// How often its policy had started it again by then.
+    #[serde(default)]
+    pub restarts: u64,
+}
+
+/// `stopped.json`: there from when somebody asks a tenant to end until somebody starts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoppedBy {
+    /// Somebody who wants it stopped.
+    User,
+    /// The end of the host: it is to run again afterwards.
+    Shutdown,
 }
 
 impl Exit {
@@ -95,6 +113,7 @@ impl Exit {
             code,
             detail,
             time: now(),
+            restarts: 0,
         }
     }
 }

@@ -9,8 +9,10 @@ use serde::Serialize;
 
 use super::file::{FileError, failed, read_json, remove, write_json};
 use super::lock::Held;
-use super::record::{Exit, Phase, State};
+use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
+use crate::cgroup::Group;
+use crate::network;
 use crate::spec::{Spec, TenantName, VERSION};
 
 /// How a tenant is.
@@ -21,6 +23,8 @@ pub enum Status {
     Created,
     Starting,
     Running,
+    /// It ended, and is about to be started again.
+    Restarting,
     /// It ran and ended.
     Stopped,
     /// Its files make no sense.
@@ -88,6 +92,15 @@ impl Tenant {
         self.directory.join("exit.json")
     }
 
+    fn stopped_file(&self) -> PathBuf {
+        self.directory.join("stopped.json")
+    }
+
+    /// Held by who changes the spec.
+    fn change_lock(&self) -> PathBuf {
+        self.directory.join("change.lock")
+    }
+
     /// # Errors
     /// It is damaged, of another version, or cannot be read.
     pub fn spec(&self) -> Result<Spec, StoreError> {
@@ -104,6 +117,41 @@ impl Tenant {
 
     pub(super) fn write_spec(&self, spec: &Spec) -> Result<(), FileError> {
         write_json(&self.spec_file(), spec)
+    }
+
+    /// Changes the spec, whether the tenant runs or not: `change` is given it as it is, alone, and what it makes of it
+    /// is written if it succeeds.
+    ///
+    /// # Errors
+    /// The spec cannot be read or written, or `change`'s own.
+    pub fn change_spec<E: From<StoreError>>(
+        &self,
+        change: impl FnOnce(&mut Spec) -> Result<(), E>,
+    ) -> Result<Spec, E> {
+        let lock = self.change_lock();
+        let _alone = Held::take(&lock)
+            .map_err(failed("lock", &lock))
+            .map_err(StoreError::from)?;
+        let mut spec = self.spec()?;
+        change(&mut spec)?;
+        self.write_spec(&spec).map_err(StoreError::from)?;
+        Ok(spec)
+    }
+
+    /// Writes down that somebody asks for its end: its policy then does not start it again.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn mark_stopped(&self, by: StoppedBy) -> Result<(), FileError> {
+        write_json(&self.stopped_file(), &by)
+    }
+
+    /// Who asked for its end since it was started.
+    ///
+    /// # Errors
+    /// It is damaged or cannot be read.
+    pub fn stopped_by(&self) -> Result<Option<StoppedBy>, FileError> {
+        read_json(&self.stopped_file())
     }
 
     /// What its shim wrote down; true only while the lock is held.
@@ -148,6 +196,7 @@ impl Tenant {
                 let status = match state.phase {
                     Phase::Starting => Status::Starting,
                     Phase::Running => Status::Running,
+                    Phase::Restarting => Status::Restarting,
                 };
                 (status, Some(state))
             }
@@ -191,6 +240,25 @@ impl Locked {
         write_json(&self.tenant.state_file(), state)
     }
 
+    /// Somebody starts it: that it was stopped before does not count any more.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn forget_stop(&self) -> Result<(), FileError> {
+        remove(&self.tenant.stopped_file())
+    }
+
+    /// Writes down how a run ended after which there will be another, and removes what it left.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn pause_run(&self, exit: &Exit, state: &State) -> Result<(), FileError> {
+        write_json(&self.tenant.exit_file(), exit)?;
+        self.write_state(state)?;
+        remove(&self.tenant.run_directory())?;
+        remove(&self.tenant.monitor_lock())
+    }
+
     /// Makes ready for a new run: no trace of the last one but its logs.
     ///
     /// # Errors
@@ -216,6 +284,8 @@ impl Locked {
     }
 
     pub(super) fn clear_run(&self) -> Result<(), FileError> {
+        // Somebody in it who is not fief's is no reason to keep the rest.
+        let _ = Group::of(&self.tenant).remove();
         remove(&self.tenant.run_directory())?;
         remove(&self.tenant.monitor_lock())?;
         remove(&self.tenant.state_file())
@@ -227,7 +297,10 @@ impl Locked {
     /// No permission.
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
+        // Whoever gets the name next has no part in what was granted to this one.
+        network::forget_grants(&self.tenant)?;
+        let _ = Group::of(&self.tenant).remove();
         let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
-        Ok(remove(&gone)?)
+        leftovers::dismantle(&gone)
     }
 }

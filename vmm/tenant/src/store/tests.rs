@@ -50,6 +50,7 @@ fn state() -> State {
         monitor: None,
         started: 1,
         reboots: 0,
+        restarts: 0,
     }
 }
 
@@ -310,4 +311,57 @@ fn a_state_directory_that_cannot_be_is_named_with_the_way_out() {
         error.contains("/proc/no/state") && error.contains("--state-dir"),
         "{error}"
     );
+}
+
+#[test]
+fn a_change_of_the_spec_that_fails_changes_nothing() {
+    let place = Place::new();
+    let tenant = make(&place.store(), "a", &spec());
+    let refused = tenant.change_spec(|spec| {
+        spec.cpus = 9;
+        Err(StoreError::Busy("a".to_owned()))
+    });
+    assert!(matches!(refused, Err(StoreError::Busy(_))));
+    assert_eq!(tenant.spec().unwrap(), spec());
+    let changed = tenant.change_spec(|spec| {
+        spec.cpus = 9;
+        Ok::<(), StoreError>(())
+    });
+    assert_eq!(changed.unwrap().cpus, 9);
+    assert_eq!(tenant.spec().unwrap().cpus, 9);
+}
+
+#[test]
+fn a_tenant_between_two_runs_that_loses_its_shim_keeps_its_end() {
+    let place = Place::new();
+    let store = place.store();
+    let tenant = make(&store, "a", &spec());
+    let locked = store.lock(&name("a")).unwrap();
+    let panic = Exit::now(Reason::Panic, None);
+    locked.begin_run(&state()).unwrap();
+    let paused = State {
+        phase: Phase::Restarting,
+        restarts: 1,
+        ..state()
+    };
+    locked.pause_run(&panic, &paused).unwrap();
+    assert_eq!(tenant.status().0, Status::Restarting);
+    drop(locked);
+    let store = place.store();
+    let tenant = store.tenant(&name("a")).unwrap();
+    assert_eq!(tenant.status().0, Status::Stopped);
+    assert_eq!(tenant.exit().unwrap(), Some(panic));
+}
+
+#[test]
+fn who_stopped_a_tenant_is_known_until_it_is_started() {
+    let place = Place::new();
+    let store = place.store();
+    let tenant = make(&store, "a", &spec());
+    assert_eq!(tenant.stopped_by().unwrap(), None);
+    tenant.mark_stopped(StoppedBy::User).unwrap();
+    tenant.mark_stopped(StoppedBy::Shutdown).unwrap();
+    assert_eq!(tenant.stopped_by().unwrap(), Some(StoppedBy::Shutdown));
+    store.lock(&name("a")).unwrap().forget_stop().unwrap();
+    assert_eq!(tenant.stopped_by().unwrap(), None);
 }

@@ -53,10 +53,10 @@ fn an_empty_section_of_what_is_not_offered_asks_for_nothing() {
 
 #[test]
 fn a_section_that_is_not_offered_is_named() {
-    let text = r#"{"network-interfaces":[{"iface_id":"eth0","host_dev_name":"tap0"}]}"#;
+    let text = r#"{"pmem":[{"id":"pmem0","path_on_host":"p"}]}"#;
     let message = refused(text);
     assert!(
-        message.contains("network-interfaces") && message.contains("remove it"),
+        message.contains("pmem") && message.contains("remove it"),
         "{message}"
     );
 }

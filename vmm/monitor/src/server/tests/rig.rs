@@ -23,6 +23,8 @@ pub struct Notes {
     pub done: Mutex<Vec<String>>,
     pub config: Mutex<Option<VmConfig>>,
     pub on_event: Mutex<Option<OnEvent>>,
+    /// The last limits of an interface, rx and tx.
+    pub limits: Mutex<Option<(limiter::Limits, limiter::Limits)>>,
     /// Error of the next attempt to build.
     pub build_error: Mutex<Option<MachineError>>,
     /// The next pause waits for a message here.
@@ -103,6 +105,17 @@ impl Guest for FakeMachine {
 
     fn drives(&self) -> Vec<DriveStatus> {
         self.0.drives.lock().unwrap().clone()
+    }
+
+    fn limit_interface(
+        &self,
+        id: &str,
+        rx: limiter::Limits,
+        tx: limiter::Limits,
+    ) -> Result<(), MachineError> {
+        self.0.note(&format!("limits of {id}"));
+        *self.0.limits.lock().unwrap() = Some((rx, tx));
+        Ok(())
     }
 }
 

@@ -1,0 +1,135 @@
+use super::*;
+use crate::spec::Spec;
+use crate::spec::tests::spec;
+
+/// A hierarchy of plain files: what is written is what a kernel would be told.
+fn played(directory: &Path, version: Version, controllers: &[Controller]) -> Hierarchy {
+    Hierarchy {
+        version,
+        mount: directory.to_owned(),
+        controllers: controllers.to_vec(),
+        accounts_cpu: version == Version::V2,
+    }
+}
+
+fn file(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, "").unwrap();
+}
+
+#[test]
+fn version_2_gets_its_controllers_down_to_the_group_and_its_limits() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let mine = root.join("fief/a-1");
+    for name in ["cgroup.subtree_control", "fief/cgroup.subtree_control"] {
+        file(&root.join(name));
+    }
+    for name in ["cpu.max", "cpu.weight", "memory.max", "pids.max"] {
+        file(&mine.join(name));
+    }
+    let group = Group::within(vec![played(root, Version::V2, &CONTROLLERS)], "a-1");
+    let wanted = Spec { cpus: 2, ..spec() };
+    // The io controller's weight is not there, and nobody asked for it.
+    assert_eq!(group.make(&Settings::of(&wanted)), Vec::<String>::new());
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    // A kernel takes one controller after the other; of a plain file, the last one is the beginning.
+    assert!(read(root.join("cgroup.subtree_control")).starts_with("+pids"));
+    assert!(read(root.join("fief/cgroup.subtree_control")).starts_with("+pids"));
+    assert_eq!(read(mine.join("cpu.max")), "200000 100000");
+    assert_eq!(read(mine.join("memory.max")), (592 << 20).to_string());
+    let mut asked = wanted;
+    asked.limits.io_weight = Some(7);
+    let missing = group.set_weights(&Settings::of(&asked));
+    assert!(
+        missing.len() == 1 && missing[0].starts_with("io: "),
+        "{missing:?}"
+    );
+    asked.limits = crate::spec::Limits {
+        cpu_weight: Some(300),
+        ..Default::default()
+    };
+    assert_eq!(
+        group.set_weights(&Settings::of(&asked)),
+        Vec::<String>::new()
+    );
+    assert_eq!(read(mine.join("cpu.weight")), "300");
+}
+
+#[test]
+fn what_the_machine_lacks_is_told_by_its_name_and_the_rest_is_limited() {
+    let directory = tempfile::tempdir().unwrap();
+    let mine = directory.path().join("fief/a-1");
+    file(&mine.join("memory.limit_in_bytes"));
+    let memory = played(directory.path(), Version::V1, &[Controller::Memory]);
+    let group = Group::within(vec![memory], "a-1");
+    let missing = group.make(&Settings::of(&spec())).join("; ");
+    assert_eq!(
+        missing,
+        "no cpu controller; no io controller; no pids controller"
+    );
+    let limit = fs::read_to_string(mine.join("memory.limit_in_bytes")).unwrap();
+    assert_eq!(limit, (592 << 20).to_string());
+}
+
+#[test]
+fn a_group_that_may_not_be_made_says_where() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("fief"), "in the way").unwrap();
+    let all = played(directory.path(), Version::V1, &CONTROLLERS);
+    let missing = Group::within(vec![all], "a-1").make(&Settings::of(&spec()));
+    assert_eq!(missing.len(), 4);
+    assert!(missing[0].contains("fief"), "{missing:?}");
+}
+
+#[test]
+fn the_group_of_a_process_is_found_in_its_hierarchy() {
+    let text = "8:pids:/\n4:memory:/of/mine\n3:cpu,cpuacct:/x\n0::/unified/one\n";
+    let at = |version, controllers: &[Controller]| {
+        played(Path::new("/m"), version, controllers).current(text)
+    };
+    assert_eq!(
+        at(Version::V1, &[Controller::Memory]),
+        Path::new("/m/of/mine")
+    );
+    assert_eq!(at(Version::V1, &[Controller::Cpu]), Path::new("/m/x"));
+    assert_eq!(at(Version::V1, &[Controller::Io]), Path::new("/m"));
+    assert_eq!(
+        at(Version::V2, &[Controller::Io]),
+        Path::new("/m/unified/one")
+    );
+}
+
+#[test]
+fn numbers_are_read_from_the_files_of_both_versions() {
+    let directory = tempfile::tempdir().unwrap();
+    let mine = directory.path().join("fief/a-1");
+    for (name, text) in [
+        ("cpu.stat", "usage_usec 1500\nuser_usec 1000\n"),
+        ("memory.current", "1000\n"),
+        ("memory.stat", "anon 3\ninactive_file 400\n"),
+        ("memory.max", "max\n"),
+        ("memory.events", "oom 2\noom_kill 1\n"),
+        ("pids.current", "9\n"),
+    ] {
+        file(&mine.join(name));
+        fs::write(mine.join(name), text).unwrap();
+    }
+    let group = Group::within(
+        vec![played(directory.path(), Version::V2, &CONTROLLERS)],
+        "a-1",
+    );
+    let usage = group.usage();
+    assert_eq!(
+        (
+            usage.cpu_ns,
+            usage.memory,
+            usage.memory_limit,
+            usage.threads
+        ),
+        (Some(1_500_000), Some(600), None, Some(9))
+    );
+    assert_eq!(group.out_of_memory(), 1);
+    assert!(group.exists());
+    assert_eq!(Group(Vec::new()).usage(), Usage::default());
+}

@@ -1,0 +1,248 @@
+//! `fief set`: what a tenant asks for, changed. What can take effect in a running tenant does so at once.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
+use fief_api::PartialDrive;
+
+use super::environment::{self, Variable};
+use super::error::remote;
+use super::policy::PolicyArgs;
+use super::{Context, Error, Result, prepare, start};
+use crate::backend::vm;
+use crate::carry::Needs;
+use crate::cgroup::{Group, Settings};
+use crate::spec::{Bytes, Spec, SpecError, TenantName};
+use crate::store::Tenant;
+use crate::terminal::{output, say};
+
+/// How long the monitor and the agent of a running tenant may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Flags of `fief set`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Variables, policies, weights, rates and a larger disk take effect at once; processors and memory when \
+    the tenant starts the next time."
+)]
+pub struct Args {
+    /// Processors, from the next start on
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    cpus: Option<u64>,
+    /// Memory, from the next start on
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// Largest size of the disk; it cannot shrink
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<Bytes>,
+    /// Set a variable for all of its commands; NAME= drops it, NAME alone passes this shell's value on
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    env: Vec<Variable>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// The tenant
+    name: TenantName,
+}
+
+impl Args {
+    pub fn needs(&self) -> Needs {
+        Needs {
+            env: environment::inherited(&self.env),
+            ..Needs::default()
+        }
+    }
+
+    fn says_nothing(&self) -> bool {
+        self.cpus.is_none()
+            && self.memory.is_none()
+            && self.disk.is_none()
+            && self.env.is_empty()
+            && self.policy == PolicyArgs::default()
+    }
+
+    fn apply(&self, spec: &mut Spec) -> std::result::Result<(), SpecError> {
+        if let Some(cpus) = self.cpus {
+            spec.cpus = u8::try_from(cpus).map_err(|_| SpecError::Cpus(cpus))?;
+        }
+        spec.memory = self.memory.unwrap_or(spec.memory);
+        spec.disk = self.disk.unwrap_or(spec.disk);
+        spec.env = environment::over(&spec.env, environment::resolve(&self.env));
+        if !self.env.is_empty() {
+            spec.env.retain(|(_, value)| !value.is_empty());
+        }
+        self.policy.apply(spec);
+        Ok(())
+    }
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
+    if args.says_nothing() {
+        return Err(Error::new(
+            "nothing to set; say what, as in `fief set alice --memory 2G` (`fief set --help` lists it)",
+        ));
+    }
+    let store = context.store()?;
+    let tenant = store.tenant(&args.name)?;
+    let mut before = None;
+    let after = tenant.change_spec(|spec| -> Result<()> {
+        before = Some(spec.clone());
+        args.apply(spec)?;
+        spec.check(prepare::total_memory()?)?;
+        if args.disk.is_some() {
+            // Last, as it cannot be taken back.
+            fief_images::disk::grow(&tenant.disk(), spec.disk.0)?;
+        }
+        Ok(())
+    })?;
+    if let (Some(before), Ok(Some(_))) = (before, tenant.state()) {
+        let running = Running {
+            tenant: &tenant,
+            before: &before,
+            after: &after,
+        };
+        for note in running.apply() {
+            say(&format!("fief: {}: {note}", args.name));
+        }
+    }
+    output(&format!("{}\n", args.name))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A tenant that runs while its spec changes.
+struct Running<'a> {
+    tenant: &'a Tenant,
+    before: &'a Spec,
+    after: &'a Spec,
+}
+
+impl Running<'_> {
+    /// Lets what can take effect do so; what cannot, in words.
+    fn apply(&self) -> Vec<String> {
+        let (before, after) = (self.before, self.after);
+        let mut notes = Vec::new();
+        let later = [
+            (before.cpus != after.cpus, "processors"),
+            (before.memory != after.memory, "memory"),
+            (before.log != after.log, "log"),
+        ];
+        let later: Vec<_> = later
+            .iter()
+            .filter_map(|(changed, what)| changed.then_some(*what))
+            .collect();
+        if !later.is_empty() {
+            let (what, name) = (later.join(" and "), &self.tenant.name);
+            notes.push(format!(
+                "{what} as asked from its next start on; `fief restart {name}` starts it now"
+            ));
+        }
+        let weights = |spec: &Spec| (spec.limits.cpu_weight, spec.limits.io_weight);
+        if weights(before) != weights(after) {
+            notes.extend(Group::of(self.tenant).set_weights(&Settings::of(after)));
+        }
+        let mut try_now = |what: &str, done: Result<()>| {
+            if let Err(error) = done {
+                let why = error.text();
+                let why = why.strip_prefix("fief: ").unwrap_or(&why);
+                notes.push(format!("{what} from its next start on: {why}"));
+            }
+        };
+        let disk = |spec: &Spec| (spec.limits.disk_rate, spec.limits.disk_ops);
+        if disk(before) != disk(after) {
+            try_now("the disk's new rates take effect", self.limit_disk());
+        }
+        if before.disk != after.disk {
+            try_now("the disk's new size can be used", self.grow_disk());
+        }
+        notes
+    }
+
+    fn patch_disk(&self, patch: PartialDrive) -> Result<()> {
+        let (_directory, api) = vm::api(self.tenant)?;
+        Ok(api.with_timeout(PATIENCE).patch_drive(&patch)?)
+    }
+
+    fn limit_disk(&self) -> Result<()> {
+        self.patch_disk(PartialDrive {
+            drive_id: vm::DISK_DRIVE.to_owned(),
+            path_on_host: None,
+            rate_limiter: Some(self.after.limits.disk_limiter()),
+        })
+    }
+
+    /// The monitor looks at the file's size again, then the agent lets the file system fill it.
+    fn grow_disk(&self) -> Result<()> {
+        self.patch_disk(PartialDrive {
+            drive_id: vm::DISK_DRIVE.to_owned(),
+            path_on_host: Some(start::text(&self.tenant.disk())),
+            rate_limiter: None,
+        })?;
+        let deadline = Instant::now() + PATIENCE;
+        let (_directory, path) = vm::socket(self.tenant, vm::VSOCK_SOCKET)?;
+        let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).map_err(remote)?;
+        let agent = Connection::open(stream, deadline).map_err(remote)?;
+        let request = ExecRequest {
+            own: true,
+            ..ExecRequest::new(["--grow", vm::DISK_DRIVE])
+        };
+        let process = agent.exec(&request).map_err(remote)?;
+        let (status, _, said) = process.output().map_err(remote)?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::new(String::from_utf8_lossy(&said).trim().to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::spec::tests::spec;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &str) -> Args {
+        let words = ["x", "alice"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).unwrap().args
+    }
+
+    #[test]
+    fn only_what_is_said_changes() {
+        assert!(args("").says_nothing());
+        for line in [
+            "--cpus 2",
+            "--memory 1G",
+            "--disk 20G",
+            "-e A=b",
+            "--no-autostart",
+        ] {
+            assert!(!args(line).says_nothing(), "{line}");
+        }
+        let mut changed = spec();
+        args("--memory 1G").apply(&mut changed).unwrap();
+        let expected = Spec {
+            memory: Bytes::from_mib(1024),
+            ..spec()
+        };
+        assert_eq!(changed, expected);
+        assert_eq!(
+            args("--cpus 300").apply(&mut changed),
+            Err(SpecError::Cpus(300))
+        );
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_dropped() {
+        let mut changed = spec();
+        args("-e A=1 -e B=2").apply(&mut changed).unwrap();
+        args("-e A= -e B=3 -e C=").apply(&mut changed).unwrap();
+        assert_eq!(changed.env, [("B".to_owned(), "3".to_owned())]);
+    }
+}

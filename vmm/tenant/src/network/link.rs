@@ -1,0 +1,333 @@
+//! A tenant's link: a veth pair from the host into the tenant's namespace, and there frames from its end to the tap and
+//! back.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption,
+    TcActionOption, TcActionType, TcAttribute, TcFilterMatchAll, TcFilterMatchAllOption, TcHandle,
+    TcMessage, TcMirror, TcMirrorActionType, TcOption,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::net::if_::if_nametoindex;
+
+use super::error::{Result, failed};
+use super::netlink::Netlink;
+use super::record::{LINK_PREFIX, Record};
+use super::tap::TAP;
+
+/// The end of the veth pair inside the namespace.
+const UP: &str = "up0";
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// What passes between tap and host: anything else ends in the namespace, where nothing listens.
+/// (Linux, include/uapi/linux/if_ether.h: ETH_P_IP, ETH_P_ARP, ETH_P_IPV6.)
+const FROM_TENANT: [u16; 3] = [0x0800, 0x0806, 0x86dd];
+const TO_TENANT: [u16; 1] = [ETH_P_ALL];
+const ETH_P_ALL: u16 = 0x0003;
+/// An ingress queue discipline has this handle, and its filters have it as parent (tc(8)).
+const INGRESS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
+
+/// Whether the host's end is there.
+pub fn exists(name: &str) -> bool {
+    if_nametoindex(name).is_ok()
+}
+
+/// Makes the pair, the host's end without anything yet.
+///
+/// # Errors
+/// The kernel's own.
+pub fn make(record: &Record, namespace: &File) -> Result<()> {
+    let link = |name: &str, more: LinkAttribute| {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(record.mtu),
+            more,
+        ];
+        message
+    };
+    let peer = link(UP, LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+    let pair = LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]);
+    let message = RouteNetlinkMessage::NewLink(link(&record.link, pair));
+    Netlink::open()
+        .and_then(|kernel| kernel.ask(message, NEW))
+        .map_err(failed(format!("make the link {} (veth)", record.link)))
+}
+
+/// Connects the tap and the pair, in the namespace.
+///
+/// # Errors
+/// The kernel lacks veth, tc or its actions.
+pub fn connect(mtu: u32) -> Result<()> {
+    let kernel = Netlink::open().map_err(failed("speak to the kernel"))?;
+    let up = index(UP)?;
+    let tap = index(TAP)?;
+    for (at, from) in [up, tap].into_iter().enumerate() {
+        let (to, protocols) = match at {
+            0 => (tap, TO_TENANT.as_slice()),
+            _ => (up, FROM_TENANT.as_slice()),
+        };
+        kernel
+            .ask(ingress(from), NEW)
+            .map_err(failed("set up traffic control (sch_ingress)"))?;
+        for (order, &protocol) in (1..).zip(protocols) {
+            kernel
+                .ask(redirect(from, to, protocol, order), NEW)
+                .map_err(failed("redirect frames (cls_matchall, act_mirred)"))?;
+        }
+    }
+    for link in [up, tap] {
+        switch_on(&kernel, link, Some(mtu)).map_err(failed("switch the tenant's link on"))?;
+    }
+    Ok(())
+}
+
+/// Gives the host's end its addresses and the way to the tenant, and switches it on.
+///
+/// # Errors
+/// The kernel's own.
+pub fn address(record: &Record) -> Result<()> {
+    let mut pairs = vec![(
+        IpAddr::V4(record.pool.gateway()),
+        IpAddr::V4(record.address),
+    )];
+    if let Some(v6) = record.v6 {
+        pairs.push((IpAddr::V6(v6.gateway), IpAddr::V6(v6.address)));
+    }
+    let host = index(&record.link)?;
+    let done = || -> io::Result<()> {
+        let kernel = Netlink::open()?;
+        for (gateway, _) in &pairs {
+            kernel.ask(address_message(host, *gateway), NEW)?;
+        }
+        switch_on(&kernel, host, None)?;
+        for (gateway, tenant) in pairs {
+            kernel.ask(neighbour_message(host, tenant, record), NEW)?;
+            kernel.ask(route_message(host, tenant, gateway), NEW)?;
+        }
+        Ok(())
+    };
+    done().map_err(failed(format!("set up the link {}", record.link)))
+}
+
+/// Removes the pair; nothing there is fine.
+///
+/// # Errors
+/// No permission.
+pub fn remove(name: &str) -> Result<()> {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    let removed =
+        Netlink::open().and_then(|kernel| kernel.ask(RouteNetlinkMessage::DelLink(message), 0));
+    match removed {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        other => other.map_err(failed(format!("remove the link {name}"))),
+    }
+}
+
+/// A way that the machine knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub network: IpAddr,
+    pub prefix: u8,
+    /// Index of the link it leads over.
+    pub link: Option<u32>,
+    /// To one receiver, rather than to many or to none.
+    pub unicast: bool,
+}
+
+impl Route {
+    pub fn is_default(&self) -> bool {
+        self.prefix == 0 && self.unicast
+    }
+
+    /// Whether it leads to a tenant.
+    pub fn is_tenants(&self) -> bool {
+        self.link_name()
+            .is_some_and(|name| name.starts_with(LINK_PREFIX))
+    }
+
+    pub fn link_name(&self) -> Option<String> {
+        let name = nix::net::if_::if_indextoname(self.link?).ok()?;
+        name.into_string().ok()
+    }
+}
+
+/// All routes of a family, of every table.
+///
+/// # Errors
+/// The kernel's own.
+pub fn routes(family: AddressFamily) -> Result<Vec<Route>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    let listed = Netlink::open()
+        .and_then(|kernel| kernel.list(RouteNetlinkMessage::GetRoute(message)))
+        .map_err(failed("list the routes of this machine"))?;
+    let any = match family {
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    Ok(listed
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        })
+        .map(|route| read_route(&route, any))
+        .collect())
+}
+
+fn read_route(message: &RouteMessage, any: IpAddr) -> Route {
+    let mut route = Route {
+        network: any,
+        prefix: message.header.destination_prefix_length,
+        link: None,
+        unicast: message.header.kind == RouteType::Unicast,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                route.network = IpAddr::V4(*address);
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                route.network = IpAddr::V6(*address);
+            }
+            RouteAttribute::Oif(link) => route.link = Some(*link),
+            _ => {}
+        }
+    }
+    route
+}
+
+fn index(name: &str) -> Result<u32> {
+    if_nametoindex(name).map_err(|errno| failed(format!("find the link {name}"))(errno.into()))
+}
+
+fn switch_on(kernel: &Netlink, link: u32, mtu: Option<u32>) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = link;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    kernel.ask(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn family(address: IpAddr) -> (AddressFamily, u8) {
+    match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    }
+}
+
+fn address_message(link: u32, address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    (message.header.family, message.header.prefix_len) = family(address);
+    message.header.index = link;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+/// The tenant's MAC, for good: it is never asked for, so nobody can answer wrongly.
+fn neighbour_message(link: u32, tenant: IpAddr, record: &Record) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(tenant).0;
+    message.header.ifindex = link;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match tenant {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
+        NeighbourAttribute::LinkLayerAddress(record.mac().0.to_vec()),
+    ];
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+fn route_message(link: u32, tenant: IpAddr, gateway: IpAddr) -> RouteNetlinkMessage {
+    let address = |address| match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    };
+    let mut message = RouteMessage::default();
+    (
+        message.header.address_family,
+        message.header.destination_prefix_length,
+    ) = family(tenant);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Link;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Destination(address(tenant)),
+        RouteAttribute::PrefSource(address(gateway)),
+        RouteAttribute::Oif(link),
+    ];
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+fn traffic(link: u32) -> TcMessage {
+    let mut message = TcMessage::default();
+    message.header.index = link.cast_signed();
+    message
+}
+
+/// The place where frames that arrive on the link are looked at.
+fn ingress(link: u32) -> RouteNetlinkMessage {
+    let mut message = traffic(link);
+    message.header.parent = TcHandle::INGRESS;
+    message.header.handle = INGRESS;
+    message.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+    RouteNetlinkMessage::NewQueueDiscipline(message)
+}
+
+/// Frames of `protocol` that arrive on `from` leave by `to`.
+fn redirect(from: u32, to: u32, protocol: u16, order: u16) -> RouteNetlinkMessage {
+    let mut mirror = TcMirror::default();
+    mirror.generic = TcActionGeneric::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            mirror,
+        ))]),
+    ];
+    let mut message = traffic(from);
+    message.header.parent = INGRESS;
+    // Priority above, protocol in network order below (Linux, net/sched/cls_api.c, tc_new_tfilter).
+    message.header.info = u32::from(order) << 16 | u32::from(protocol.to_be());
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()),
+        TcAttribute::Options(vec![TcOption::MatchAll(TcFilterMatchAllOption::Action(
+            vec![action],
+        ))]),
+    ];
+    RouteNetlinkMessage::NewTrafficFilter(message)
+}

@@ -1,0 +1,136 @@
+//! Giving and taking grants: the file, the rules, the log.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::error::{NetworkError, Result};
+use super::grants::{self, Change, Grant};
+use super::record::Record;
+use super::rules::{self, Element};
+use super::{is_made, lock};
+use crate::spec::TenantName;
+use crate::store::Store;
+
+/// Permits `grant.to` to reach the port. Given twice, it is given once.
+///
+/// # Errors
+/// A tenant is unknown, has no network, or is the other; nothing changed then.
+pub fn grant(store: &Store, grant: &Grant) -> Result<()> {
+    if grant.tenant == grant.to {
+        return Err(NetworkError::Oneself(grant.to.to_string()));
+    }
+    let _lock = lock()?;
+    let root = store.root();
+    let pair = [record_of(root, &grant.tenant)?, record_of(root, &grant.to)?];
+    let mut all = grants::read(root)?;
+    if !all.contains(grant) {
+        all.push(grant.clone());
+        grants::log(root, Change::Granted, grant)?;
+        grants::write(root, &mut all)?;
+    }
+    let [of, to] = pair;
+    rules::add(&elements(grant, &of, &to))
+}
+
+/// Takes a grant back: connections that it allowed end.
+///
+/// # Errors
+/// [`NetworkError::NoGrant`].
+pub fn revoke(store: &Store, grant: &Grant) -> Result<()> {
+    let _lock = lock()?;
+    let root = store.root();
+    let mut all = grants::read(root)?;
+    if !all.contains(grant) {
+        return Err(NetworkError::NoGrant(grant.to_string()));
+    }
+    close(root, std::slice::from_ref(grant))?;
+    all.retain(|other| other != grant);
+    grants::log(root, Change::Revoked, grant)?;
+    grants::write(root, &mut all)
+}
+
+/// Removes the grants of a tenant that is about to be removed.
+pub fn forget(root: &Path, name: &TenantName) -> Result<()> {
+    if !grants::read(root)?.iter().any(|grant| grant.concerns(name)) {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    let (gone, mut kept): (Vec<_>, Vec<_>) = grants::read(root)?
+        .into_iter()
+        .partition(|grant| grant.concerns(name));
+    close(root, &gone)?;
+    for grant in &gone {
+        grants::log(root, Change::Removed, grant)?;
+    }
+    grants::write(root, &mut kept)
+}
+
+/// Opens all ways again, as far as both ends are there: after a restart of the machine.
+pub fn renew(root: &Path) -> Result<()> {
+    let elements: Vec<Element> = grants::read(root)?
+        .iter()
+        .filter_map(|grant| both(root, grant))
+        .flatten()
+        .collect();
+    if elements.is_empty() {
+        return Ok(());
+    }
+    rules::add(&elements)
+}
+
+/// Names of tenants that `name` may reach, with their addresses.
+///
+/// # Errors
+/// The grants are damaged.
+pub fn granted_to(root: &Path, name: &TenantName) -> Result<Vec<(IpAddr, TenantName)>> {
+    let mut names = Vec::new();
+    for grant in grants::read(root)?
+        .into_iter()
+        .filter(|grant| grant.to == *name)
+    {
+        if names.iter().any(|(_, known)| *known == grant.tenant) {
+            continue;
+        }
+        let Some(record) = read(root, &grant.tenant)? else {
+            continue;
+        };
+        names.push((record.address.into(), grant.tenant.clone()));
+        if let Some(v6) = record.v6 {
+            names.push((v6.address.into(), grant.tenant));
+        }
+    }
+    Ok(names)
+}
+
+fn close(root: &Path, grants: &[Grant]) -> Result<()> {
+    let elements: Vec<Element> = grants
+        .iter()
+        .filter_map(|grant| both(root, grant))
+        .flatten()
+        .collect();
+    if elements.is_empty() {
+        return Ok(());
+    }
+    rules::remove(&elements)
+}
+
+/// The elements of a grant whose ends both are in the kernel: an address alone may be somebody else's by now.
+fn both(root: &Path, grant: &Grant) -> Option<Vec<Element>> {
+    let here = |name| read(root, name).ok().flatten().filter(is_made);
+    Some(elements(grant, &here(&grant.tenant)?, &here(&grant.to)?))
+}
+
+fn elements(grant: &Grant, of: &Record, to: &Record) -> Vec<Element> {
+    if !is_made(of) || !is_made(to) {
+        return Vec::new();
+    }
+    rules::way(to, of, grant.protocol, grant.port)
+}
+
+fn read(root: &Path, name: &TenantName) -> Result<Option<Record>> {
+    Record::read(&root.join("tenants").join(name.as_str()))
+}
+
+fn record_of(root: &Path, name: &TenantName) -> Result<Record> {
+    read(root, name)?.ok_or_else(|| NetworkError::NoNetwork(name.to_string()))
+}
