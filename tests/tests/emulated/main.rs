@@ -7,6 +7,7 @@ mod commands;
 mod control;
 mod copies;
 mod crashes;
+mod disks;
 mod images;
 mod instructions;
 mod isolation;

@@ -2,7 +2,9 @@
 //!
 //! The guest must let go of a drive itself; when it does, a vCPU thread gets here through the hot-plug controller.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,6 +84,8 @@ struct Attached {
     config: DriveConfig,
     place: Place,
     function: Arc<VirtioPci>,
+    /// Keeps other machines from the file.
+    lock: Option<Arc<File>>,
 }
 
 /// Where a drive is.
@@ -165,6 +169,7 @@ impl Drives {
         config: &DriveConfig,
         plug: impl FnOnce(Arc<VirtioPci>) -> Result<Place, PciError>,
     ) -> Result<(), DriveError> {
+        let held = self.lock(config)?;
         let model = block(config, &self.files)?;
         let function = self.transport.function(Box::new(model))?;
         let place = plug(Arc::clone(&function))?;
@@ -173,6 +178,7 @@ impl Drives {
             config: config.clone(),
             place,
             function,
+            lock: held,
         });
         Ok(())
     }
@@ -198,12 +204,26 @@ impl Drives {
         let mut drive = self.find(id)?;
         drive.config.path = path.to_owned();
         let file = open(&drive.config, &self.files)?;
+        if !drive.lock.as_deref().is_some_and(|lock| same(lock, &file)) {
+            drive.lock = self.lock(&drive.config)?;
+        }
         drive.change(|block| block.replace_file(file))?;
         drive.function.config_changed();
         if let Some(place) = lock(&self.table).iter_mut().find(|d| d.config.id == id) {
             place.config.path = drive.config.path;
+            place.lock = drive.lock;
         }
         Ok(())
+    }
+
+    fn lock(&self, drive: &DriveConfig) -> Result<Option<Arc<File>>, DriveError> {
+        let lock = self.files.lock_disk(&drive.path, drive.read_only);
+        let lock = lock.map_err(|source| DriveError::Open {
+            id: drive.id.clone(),
+            path: drive.path.clone(),
+            source,
+        })?;
+        Ok(lock.map(Arc::new))
     }
 
     /// Sets the limits of a drive.
@@ -260,11 +280,19 @@ impl Attached {
     }
 }
 
+/// Whether two descriptors are of one file.
+fn same(one: &File, other: &File) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
 fn lock(table: &Table) -> MutexGuard<'_, Vec<Attached>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open(drive: &DriveConfig, files: &Files) -> Result<std::fs::File, DriveError> {
+fn open(drive: &DriveConfig, files: &Files) -> Result<File, DriveError> {
     files
         .open_disk(&drive.path, drive.read_only, drive.direct)
         .map_err(|source| DriveError::Open {

@@ -4,6 +4,7 @@ mod context;
 mod cp;
 mod create;
 mod demo;
+mod disk;
 mod doctor;
 mod environment;
 mod error;
@@ -112,6 +113,9 @@ enum Command {
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Give disks to a tenant and take them from it, also while it runs
+    #[command(subcommand)]
+    Disk(disk::Args),
     /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
     Grant(grant::Args),
     /// Take a grant back; connections that it allowed end
@@ -203,6 +207,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Disk(args) => disk::run(&context, &args),
         Command::Grant(args) => grant::grant(&context, &args),
         Command::Revoke(args) => grant::revoke(&context, &args),
         Command::Grants(args) => grant::list(&context, &args),
@@ -242,6 +247,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Rm(_)
         | Command::Logs(_)
         | Command::Inspect(_)
+        | Command::Disk(_)
         | Command::Grant(_)
         | Command::Revoke(_)
         | Command::Grants(_) => Some(nothing),
