@@ -3,7 +3,7 @@
 
 # What building, the emulated host and the images need.
 PACKAGES := build-essential ca-certificates qemu-system-x86 seabios busybox-static mmdebstrap erofs-utils e2fsprogs \
-            nftables uidmap xz-utils zstd
+            iproute2 nftables uidmap xz-utils zstd
 # What building a guest kernel needs besides.
 KERNEL_PACKAGES := flex bison bc libelf-dev libssl-dev kmod
 

@@ -15,6 +15,8 @@ use std::sync::mpsc;
 use fief_tests::{binary, checkout, waiting};
 use tempfile::TempDir;
 
+#[path = "payload/balloon.rs"]
+mod balloon;
 #[path = "payload/network.rs"]
 mod network;
 
@@ -30,6 +32,8 @@ struct Rig {
     huge_pages: &'static str,
     /// Interfaces, as the API has them.
     interfaces: serde_json::Value,
+    /// The API is served, at `api`.
+    api: bool,
 }
 
 /// What came out of a run.
@@ -85,6 +89,7 @@ impl Rig {
             memory_mib: 64,
             huge_pages: "Transparent",
             interfaces: serde_json::json!([]),
+            api: false,
         }
     }
 
@@ -126,21 +131,13 @@ impl Rig {
     }
 
     fn spawn(&self) -> Child {
-        self.spawn_with(&["--no-api"])
-    }
-
-    /// With an API: `api` in the rig's directory is its socket.
-    fn spawn_with_api(&self) -> Child {
-        let socket = self.path("api");
-        self.spawn_with(&["--api-sock", socket.to_str().unwrap()])
-    }
-
-    fn spawn_with(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(binary("fief-vmm"));
-        command
-            .args(arguments)
-            .arg("--config-file")
-            .arg(self.path("config.json"));
+        if self.api {
+            command.arg("--api-sock").arg(self.path("api"));
+        } else {
+            command.arg("--no-api");
+        }
+        command.arg("--config-file").arg(self.path("config.json"));
         command
             .arg("--log-path")
             .arg(self.path("log"))

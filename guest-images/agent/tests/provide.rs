@@ -54,7 +54,7 @@ impl Root {
         if is_root() {
             std::os::unix::fs::chown(root.path("home/user"), Some(1000), Some(1000)).unwrap();
         }
-        root
+        root.with_sshd()
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -75,6 +75,13 @@ impl Root {
     #[track_caller]
     fn mode(&self, path: &str) -> u32 {
         fs::metadata(self.path(path)).unwrap().mode() & 0o7777
+    }
+
+    /// An sshd that nobody runs: a program is no init.
+    fn with_sshd(self) -> Root {
+        self.write("usr/sbin/sshd", "");
+        fs::set_permissions(self.path("usr/sbin/sshd"), Permissions::from_mode(0o755)).unwrap();
+        self
     }
 
     fn provide(&self, request: &Provide) -> Result<(), Error> {
@@ -236,7 +243,11 @@ fn an_account_that_is_there_is_used_and_one_of_the_systems_is_not() {
 #[test]
 fn an_image_with_next_to_nothing_gets_an_account_too() {
     let root = Root::new(&[("etc/passwd", "root::0:0:root:/:/bin/sh")]);
-    root.provide(&login("alice", &[KEY])).unwrap();
+    let error = root.refuses(&login("alice", &[KEY]));
+    assert!(
+        error.contains("no sshd") && error.contains("openssh-server"),
+        "{error}"
+    );
     let passwd = root.read("etc/passwd");
     assert_eq!(
         passwd,
@@ -244,6 +255,7 @@ fn an_image_with_next_to_nothing_gets_an_account_too() {
     );
     assert!(!root.path("etc/shadow").exists());
     assert!(root.read("home/alice/.ssh/authorized_keys").contains(KEY));
+    root.with_sshd().provide(&login("alice", &[KEY])).unwrap();
 }
 
 #[test]

@@ -50,6 +50,7 @@ const HOST_PACKAGES: &[&str] = &[
     "openssh-client",
     "procps",
     "strace",
+    "sudo",
     "tcpdump",
     "busybox-static",
 ];

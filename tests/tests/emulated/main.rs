@@ -1,22 +1,32 @@
 //! The emulated rig: real Linux tenants in KVM guests, in the emulated host, driven by the `fief` command line.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod bad_input;
 mod by_path;
+mod changes;
 mod commands;
 mod control;
 mod copies;
 mod crashes;
+mod density;
 mod disks;
 mod images;
 mod instructions;
 mod isolation;
+mod keeping;
 mod kernels;
 mod lifecycle;
+mod limits;
 mod listings;
+mod memory;
+mod network;
+mod outside;
+mod ssh;
 mod streams;
 mod terminal;
 mod traces;
+mod usage;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

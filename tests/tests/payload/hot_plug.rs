@@ -57,10 +57,11 @@ fn read_until(out: &mut impl BufRead, console: &mut String, line: &str) {
 
 #[test]
 fn disks_come_and_go_a_thousand_times_and_leave_nothing_behind() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    rig.api = true;
     fs::copy(rig.path("disk"), rig.path("plugged")).unwrap();
     rig.describe("hot-plug block", "Async");
-    let mut child = rig.spawn_with_api();
+    let mut child = rig.spawn();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut console = String::new();
     let client = Client::new(rig.path("api"));
@@ -115,11 +116,12 @@ fn disks_come_and_go_a_thousand_times_and_leave_nothing_behind() {
 
 #[test]
 fn a_guest_that_never_lets_go_holds_up_nobody_else() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    rig.api = true;
     fs::copy(rig.path("disk"), rig.path("plugged")).unwrap();
     // It reads no register.
     rig.describe("hang", "Async");
-    let child = rig.spawn_with_api();
+    let child = rig.spawn();
     let client = Client::new(rig.path("api"));
     waiting::until("the API answers", || client.describe_instance().ok());
     add(&client, &rig, "stuck").unwrap();

@@ -142,6 +142,14 @@ fn start(rig: &mut Rig, words: &str) -> (Child, BufReader<ChildStdout>, String) 
         let length = out.read_line(&mut console).unwrap();
         assert_ne!(length, 0, "ended early: {console}");
     }
+    // The kernel notices some time later that somebody is at the tap, and drops what is sent before.
+    waiting::until("the tap is up", || {
+        let shown = Command::new("ip")
+            .args(["link", "show", "dev", "tap0"])
+            .output();
+        let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+        shown.contains("state UP").then_some(())
+    });
     (child, out, console)
 }
 
@@ -230,6 +238,63 @@ fn a_guest_that_stops_receiving_in_a_flood_goes_on_when_it_has_buffers_again() {
             .filter(|message| says(END)(&message[HEADER..]))
     });
     finish(&rig, machine).passed("net-flood");
+}
+
+#[test]
+fn limits_are_changed_while_the_guest_runs() {
+    let mut rig = Rig::new();
+    rig.api = true;
+    if !namespace() {
+        return;
+    }
+    let wire = Wire::new(EXPERIMENT);
+    let machine = start(&mut rig, "net");
+    let client = fief_api::Client::new(rig.path("api"));
+    let limit = |size| {
+        let bucket = fief_api::TokenBucket {
+            size,
+            one_time_burst: None,
+            // Years: what is spent does not come back.
+            refill_time: 1 << 40,
+        };
+        let update = fief_api::PartialNetworkInterface {
+            iface_id: "net0".to_owned(),
+            rx_rate_limiter: Some(fief_api::RateLimiter {
+                bandwidth: None,
+                ops: Some(bucket),
+            }),
+            tx_rate_limiter: None,
+        };
+        client.patch_network_interface(&update)
+    };
+    let passes = |number: u8| {
+        let back = wire.wait(|_| true);
+        assert_eq!(back[HEADER + 14..], [number; 100]);
+    };
+    limit(3).unwrap();
+    for number in 0..10 {
+        wire.send([0; HEADER], &frame(EXPERIMENT, &[number; 100]));
+    }
+    (0..3).for_each(passes);
+    assert_eq!(
+        wire.receive(),
+        None,
+        "the limit lets a fourth frame through"
+    );
+    // Paused or not; a larger one gives what it has more.
+    client.pause().unwrap();
+    limit(5).unwrap();
+    client.resume().unwrap();
+    (3..5).for_each(passes);
+    assert_eq!(wire.receive(), None, "the limit lets a sixth frame through");
+    let shown = client.vm_config().unwrap().network_interfaces;
+    let ops = shown[0].rx_rate_limiter.unwrap().ops.unwrap();
+    assert_eq!(ops.size, 5);
+    // None at all.
+    limit(0).unwrap();
+    (5..10).for_each(passes);
+    wire.send([0; HEADER], &frame(EXPERIMENT, END));
+    finish(&rig, machine).passed("net");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What takes too long for every change (`make soak`): fief's own tenant kernel, built from source, under systemd, and
-//! the jobs that it was configured for: packages, packet filters, tunnels, file systems in user space.
+//! the jobs that it was configured for: packages, packet filters, tunnels, file systems in user space. And two hundred
+//! processes that are killed.
 #![allow(clippy::unwrap_used)]
+
+mod kills;
 
 use std::sync::LazyLock;
 

@@ -63,6 +63,8 @@ pub enum Kind {
     ReadFile = 14,
     /// Client, opens a stream: `Provide`.
     Provide = 15,
+    /// Client, opens a stream: `Connect`.
+    Connect = 16,
     /// Agent: `Started`, the answer to `Exec`.
     Started = 32,
     /// Agent: `FileInfo`, the answer to `ReadFile`.
@@ -73,6 +75,8 @@ pub enum Kind {
     Done = 35,
     /// Agent, ends the stream (on stream 0 the session): `RemoteError`.
     Error = 36,
+    /// Agent: empty, the answer to `Connect`.
+    Connected = 37,
 }
 
 impl Kind {
@@ -80,7 +84,8 @@ impl Kind {
         use Kind::*;
         [
             Hello, Exec, Signal, Resize, Data, Eof, Credit, Cancel, Ping, Stats, SetClock,
-            Shutdown, WriteFile, ReadFile, Provide, Started, FileInfo, Exited, Done, Error,
+            Shutdown, WriteFile, ReadFile, Provide, Connect, Started, FileInfo, Exited, Done,
+            Error, Connected,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -91,7 +96,7 @@ impl Kind {
         use Kind::*;
         matches!(
             self,
-            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile | Provide
+            Exec | Ping | Stats | SetClock | Shutdown | WriteFile | ReadFile | Provide | Connect
         )
     }
 
@@ -122,9 +127,9 @@ pub enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Channel {
-    /// To the agent: stdin, a file's content.
+    /// To the agent: stdin, a file's content, what a connection sends.
     In = 0,
-    /// To the client: stdout, the terminal, a file's content.
+    /// To the client: stdout, the terminal, a file's content, what a connection receives.
     Out = 1,
     /// To the client: stderr.
     Err = 2,
@@ -315,7 +320,9 @@ fn check(bytes: [u8; HEADER_LEN], from: Side) -> Result<Header, FrameError> {
         Kind::Credit => (which.sender() != from, length == 4),
         Kind::Eof if from == Side::Client && which == Channel::In => (true, length == 8),
         Kind::Eof => (true, length == 0),
-        Kind::Ping | Kind::Stats | Kind::Cancel => (which == Channel::In, length == 0),
+        Kind::Ping | Kind::Stats | Kind::Cancel | Kind::Connected => {
+            (which == Channel::In, length == 0)
+        }
         _ => (which == Channel::In, true),
     };
     if !channel_fits {

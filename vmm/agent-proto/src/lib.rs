@@ -17,7 +17,9 @@ mod outbound;
 mod provide;
 mod relay;
 
-pub use client::{ChannelReader, Connection, Process, Remote, StdinWriter, Terminals, pump};
+pub use client::{
+    ChannelReader, Connection, Process, Remote, RemoteSocket, StdinWriter, Terminals, pump,
+};
 pub use dial::{AGENT_PORT, connect_unix, connect_vsock_unix};
 pub use error::{Error, Result};
 pub use frame::{
@@ -26,9 +28,9 @@ pub use frame::{
 };
 pub use handshake::{Session, handshake, handshake_serial, preamble, preamble_reply};
 pub use message::{
-    AgentHello, ClientHello, DiskUse, ErrorKind, ExecRequest, ExitStatus, FileInfo, InitMode,
-    ReadFile, RemoteError, SetClock, Shutdown, ShutdownAction, Signal, Started, Stats, VERSION,
-    WindowSize, WriteFile,
+    AgentHello, ClientHello, Connect, DiskUse, ErrorKind, ExecRequest, ExitStatus, FileInfo,
+    InitMode, ReadFile, RemoteError, SetClock, Shutdown, ShutdownAction, Signal, Started, Stats,
+    VERSION, WindowSize, WriteFile,
 };
 pub use outbound::Outbound;
 pub use provide::{

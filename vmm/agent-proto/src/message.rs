@@ -1,5 +1,8 @@
 //! The JSON bodies of control frames. Data, credit and end-of-data frames are binary and live in `frame`.
 
+use std::fmt;
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol; both sides say theirs in `Hello`, and a difference ends the session.
@@ -241,4 +244,24 @@ pub struct FileInfo {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+}
+
+/// Connect to a socket in the agent's system. Answered by `Connected`; then [`Channel::In`](crate::Channel::In) and
+/// [`Channel::Out`](crate::Channel::Out) are the two directions, whose ends are those of the connection. `Done` ends it
+/// when both are over, `Error` when it was refused or broke.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Connect {
+    Tcp(SocketAddr),
+    /// A stream socket, by its absolute path of at most 107 bytes (unix(7)).
+    Unix(String),
+}
+
+impl fmt::Display for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Connect::Tcp(address) => address.fmt(f),
+            Connect::Unix(path) => f.write_str(path),
+        }
+    }
 }

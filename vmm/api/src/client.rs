@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 
 use crate::routes::Endpoint;
 use crate::{
-    ActionType, BootSource, Drive, Entropy, Fault, FullVmConfiguration, InstanceActionInfo,
-    InstanceInfo, Lifecycle, Logger, MachineConfiguration, MachineConfigurationUpdate,
-    NetworkInterface, PartialDrive, PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
+    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, BootSource, Drive,
+    Entropy, Fault, FullVmConfiguration, InstanceActionInfo, InstanceInfo, Lifecycle, Logger,
+    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
+    PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
 };
 
 /// How long a request may take in all. Starting a machine in the emulated host takes seconds.
@@ -163,6 +164,35 @@ impl Client {
         self.send(&Endpoint::PutEntropy, entropy)
     }
 
+    pub fn balloon(&self) -> Result<Balloon, ClientError> {
+        self.get(&Endpoint::GetBalloon)
+    }
+
+    pub fn put_balloon(&self, balloon: &Balloon) -> Result<(), ClientError> {
+        self.send(&Endpoint::PutBalloon, balloon)
+    }
+
+    /// Asks the guest to give `amount_mib` MiB in all, more or fewer than before. It gives them as it can: watch
+    /// `actual_mib` of [`balloon_statistics`](Self::balloon_statistics).
+    pub fn patch_balloon(&self, amount_mib: u64) -> Result<(), ClientError> {
+        self.send(&Endpoint::PatchBalloon, &BalloonUpdate { amount_mib })
+    }
+
+    /// What the guest says of its memory. With `stats_on_demand` it is asked now.
+    pub fn balloon_statistics(&self) -> Result<BalloonStats, ClientError> {
+        self.get(&Endpoint::GetBalloonStatistics)
+    }
+
+    pub fn patch_balloon_statistics(
+        &self,
+        stats_polling_interval_s: u64,
+    ) -> Result<(), ClientError> {
+        let update = BalloonStatsUpdate {
+            stats_polling_interval_s,
+        };
+        self.send(&Endpoint::PatchBalloonStatistics, &update)
+    }
+
     pub fn put_serial(&self, serial: &Serial) -> Result<(), ClientError> {
         self.send(&Endpoint::PutSerial, serial)
     }
@@ -203,6 +233,18 @@ impl Client {
         self.get(&Endpoint::GetVmConfig)
     }
 
+    /// Sends a request that the caller has put into words, and returns the answer's status and body, whatever they are.
+    /// What is no printable ASCII in `method` and `path` is sent as `?`.
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&[u8]>,
+    ) -> Result<(u16, Vec<u8>), ClientError> {
+        let answer = self.answer_to(&request_line(method, path), body)?;
+        Ok((answer.status, answer.body))
+    }
+
     fn get<T: DeserializeOwned>(&self, endpoint: &Endpoint) -> Result<T, ClientError> {
         let (request, answer) = self.exchange(endpoint, None)?;
         serde_json::from_slice(&answer.body).map_err(|error| ClientError::Answer {
@@ -226,36 +268,7 @@ impl Client {
         body: Option<&[u8]>,
     ) -> Result<(String, Answer), ClientError> {
         let request = request_name(endpoint);
-        let deadline = Instant::now() + self.timeout;
-        let stream = UnixStream::connect(&self.path).map_err(|source| ClientError::Connect {
-            path: self.path.clone(),
-            source,
-        })?;
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Timeout {
-                request: request.clone(),
-                after: self.timeout,
-            },
-            _ => ClientError::Io {
-                request: request.clone(),
-                source,
-            },
-        };
-        let not_understood = |what: String| ClientError::Answer {
-            request: request.clone(),
-            what,
-        };
-        let head = head_of(&request, body.map(<[u8]>::len));
-        // The server may refuse a body before it has read all of it: what it said then is worth more than our EPIPE.
-        let sent = send_all(&stream, deadline, head.as_bytes())
-            .and_then(|()| send_all(&stream, deadline, body.unwrap_or_default()));
-        let raw = match (read_answer(&stream, deadline), sent) {
-            (Ok(raw), Ok(())) => raw,
-            (Ok(raw), Err(error)) if raw.is_empty() => return Err(failed(error)),
-            (Ok(raw), Err(_)) => raw,
-            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(failed(error)),
-        };
-        let answer = parse(&raw).map_err(not_understood)?;
+        let answer = self.answer_to(&request, body)?;
         if (200..300).contains(&answer.status) {
             return Ok((request, answer));
         }
@@ -272,6 +285,39 @@ impl Client {
             fault_message,
         })
     }
+
+    fn answer_to(&self, request: &str, body: Option<&[u8]>) -> Result<Answer, ClientError> {
+        let deadline = Instant::now() + self.timeout;
+        let stream = UnixStream::connect(&self.path).map_err(|source| ClientError::Connect {
+            path: self.path.clone(),
+            source,
+        })?;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Timeout {
+                request: request.to_owned(),
+                after: self.timeout,
+            },
+            _ => ClientError::Io {
+                request: request.to_owned(),
+                source,
+            },
+        };
+        let not_understood = |what: String| ClientError::Answer {
+            request: request.to_owned(),
+            what,
+        };
+        let head = head_of(request, body.map(<[u8]>::len));
+        // The server may refuse a body before it has read all of it: what it said then is worth more than our EPIPE.
+        let sent = send_all(&stream, deadline, head.as_bytes())
+            .and_then(|()| send_all(&stream, deadline, body.unwrap_or_default()));
+        let raw = match (read_answer(&stream, deadline), sent) {
+            (Ok(raw), Ok(())) => raw,
+            (Ok(raw), Err(error)) if raw.is_empty() => return Err(failed(error)),
+            (Ok(raw), Err(_)) => raw,
+            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(failed(error)),
+        };
+        parse(&raw).map_err(not_understood)
+    }
 }
 
 fn is_not_there_yet(error: &io::Error) -> bool {
@@ -283,12 +329,18 @@ fn is_not_there_yet(error: &io::Error) -> bool {
 
 fn request_name(endpoint: &Endpoint) -> String {
     let (method, path) = endpoint.request_line();
-    // A drive id of the caller's goes into the path: nothing in it may end the request line.
-    let path: String = path
-        .chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
-        .collect();
-    format!("{method} {path}")
+    // A drive id of the caller's goes into the path.
+    request_line(method.name(), &path)
+}
+
+/// Nothing in `method` or `path` may end the line.
+fn request_line(method: &str, path: &str) -> String {
+    let plain = |text: &str| -> String {
+        text.chars()
+            .map(|c| if c.is_ascii_graphic() { c } else { '?' })
+            .collect()
+    };
+    format!("{} {}", plain(method), plain(path))
 }
 
 fn head_of(request: &str, body: Option<usize>) -> String {

@@ -50,6 +50,11 @@ pub enum Endpoint {
     PatchNetworkInterface(String),
     PutVsock,
     PutEntropy,
+    GetBalloon,
+    PutBalloon,
+    PatchBalloon,
+    GetBalloonStatistics,
+    PatchBalloonStatistics,
     PutSerial,
     PutLogger,
     PutLifecycle,
@@ -124,6 +129,11 @@ pub const ROUTES: &[Route] = &[
     ),
     change(Method::Put, "/vsock", "Vsock"),
     change(Method::Put, "/entropy", "Entropy"),
+    get("/balloon", "Balloon"),
+    change(Method::Put, "/balloon", "Balloon"),
+    change(Method::Patch, "/balloon", "BalloonUpdate"),
+    get("/balloon/statistics", "BalloonStats"),
+    change(Method::Patch, "/balloon/statistics", "BalloonStatsUpdate"),
     change(Method::Put, "/serial", "Serial"),
     change(Method::Put, "/logger", "Logger"),
     change(Method::Put, "/lifecycle", "Lifecycle"),
@@ -132,7 +142,7 @@ pub const ROUTES: &[Route] = &[
     get("/vm/config", "FullVmConfiguration"),
 ];
 
-/// First parts of Firecracker's paths that this API does not have.
+/// First parts of Firecracker's paths that this API does not have, or not all of.
 const FIRECRACKER_ONLY: [&str; 7] = [
     "balloon",
     "cpu-config",
@@ -194,6 +204,11 @@ impl Endpoint {
             ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
             ("PUT", ["vsock"]) => Self::PutVsock,
             ("PUT", ["entropy"]) => Self::PutEntropy,
+            ("GET", ["balloon"]) => Self::GetBalloon,
+            ("PUT", ["balloon"]) => Self::PutBalloon,
+            ("PATCH", ["balloon"]) => Self::PatchBalloon,
+            ("GET", ["balloon", "statistics"]) => Self::GetBalloonStatistics,
+            ("PATCH", ["balloon", "statistics"]) => Self::PatchBalloonStatistics,
             ("PUT", ["serial"]) => Self::PutSerial,
             ("PUT", ["logger"]) => Self::PutLogger,
             ("PUT", ["lifecycle"]) => Self::PutLifecycle,
@@ -255,6 +270,11 @@ impl Endpoint {
             }
             Self::PutVsock => (Method::Put, "/vsock"),
             Self::PutEntropy => (Method::Put, "/entropy"),
+            Self::GetBalloon => (Method::Get, "/balloon"),
+            Self::PutBalloon => (Method::Put, "/balloon"),
+            Self::PatchBalloon => (Method::Patch, "/balloon"),
+            Self::GetBalloonStatistics => (Method::Get, "/balloon/statistics"),
+            Self::PatchBalloonStatistics => (Method::Patch, "/balloon/statistics"),
             Self::PutSerial => (Method::Put, "/serial"),
             Self::PutLogger => (Method::Put, "/logger"),
             Self::PutLifecycle => (Method::Put, "/lifecycle"),

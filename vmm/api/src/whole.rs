@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::Balloon;
 use crate::device::{Drive, Entropy, Serial, Vsock};
 use crate::instance::{Lifecycle, Logger};
 use crate::machine::{BootSource, MachineConfiguration};
@@ -34,6 +35,8 @@ pub struct FullVmConfiguration {
     pub vsock: Option<Vsock>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -89,7 +89,6 @@ pub fn unpack(
         }
     }
     unpacker.finish()?;
-    drop(reader);
     drain(archive.into_inner())
 }
 
@@ -116,7 +115,6 @@ pub fn unpack_stream(
         }
     }
     unpacker.finish()?;
-    drop(reader);
     drain(archive.into_inner())
 }
 
@@ -178,7 +176,7 @@ impl<'a, R: Read> Reader<'a, R> {
 
     fn next(&mut self) -> Result<Option<Item<'a, R>>, Error> {
         let mut extension = Extension::default();
-        while let Some(entry) = self.entries.next() {
+        for entry in self.entries.by_ref() {
             let mut entry = entry.map_err(malformed)?;
             match entry.header().entry_type() {
                 EntryType::GNULongName => extension.name = Some(long_name(&mut entry)?),

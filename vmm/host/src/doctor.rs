@@ -35,7 +35,8 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+    /// All is well.
+    pub fn ok(name: &'static str, found: impl Into<String>) -> Self {
         Self {
             name,
             health: Health::Ok,
@@ -44,7 +45,8 @@ impl Check {
         }
     }
 
-    fn bad(
+    /// Something is to be done.
+    pub fn bad(
         name: &'static str,
         health: Health,
         found: impl Into<String>,

@@ -6,5 +6,7 @@
 mod machine;
 #[path = "kvm/payload.rs"]
 mod payload;
+#[path = "kvm/tap.rs"]
+mod tap;
 #[path = "kvm/vcpu.rs"]
 mod vcpu;

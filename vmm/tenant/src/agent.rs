@@ -36,7 +36,11 @@ pub fn connect(tenant: &Tenant, lives: &dyn Fn() -> bool) -> Result<Connection> 
     }
 }
 
-fn try_connect(tenant: &Tenant, deadline: Instant) -> Result<Connection> {
+/// One attempt.
+///
+/// # Errors
+/// It did not answer by `deadline`.
+pub fn try_connect(tenant: &Tenant, deadline: Instant) -> Result<Connection> {
     let (_directory, path) =
         socket(tenant, VSOCK_SOCKET).map_err(|error| Error::Lost(error.to_string()))?;
     let stream = connect_vsock_unix(&path, AGENT_PORT, deadline)?;

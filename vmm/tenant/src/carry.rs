@@ -6,13 +6,14 @@ use std::process::{Command, ExitCode};
 
 use fief_agent_proto::{Connection, WriteFile};
 use fief_host::EmulatedHost;
+use fief_host::emulated::ports::{Held, Port};
 use fief_host::qemu::Hardware;
 use fief_images::{Images, Kind, Progress, Silent, Unit};
 
 use crate::cli::{Context, Error, OWN_FAILURE, Result, prepare, remote, ssh_key};
 use crate::progress::Shown;
 use crate::spec::KernelChoice;
-use crate::terminal::{self, Signals, Streams, attend};
+use crate::terminal::{self, Signals, Streams, attend, say};
 
 /// Where files of this side are put inside.
 const INBOX: &str = "/var/lib/fief/inbox";
@@ -29,6 +30,10 @@ pub struct Needs {
     pub streams: Streams,
     /// Variables that the command line passes on by name.
     pub env: Vec<(String, String)>,
+    /// Ports of this machine that it publishes.
+    pub publish: Vec<Port>,
+    /// It may change which ports are published.
+    pub changes_ports: bool,
 }
 
 /// Runs this process's command line in the emulated host.
@@ -39,7 +44,7 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
     let keys = key_texts(&needs.ssh_keys)?;
     let progress = Shown::default();
     let images = context.images()?;
-    start(context, &images, None, &progress)?;
+    let fresh = start(context, &images, None, &progress)?;
     let mut along = take_along(context, &images, needs, &progress)?;
     along.replaced.extend(keys);
     // Until here Ctrl-C just ends this process. Before the first connection, whose thread inherits what is blocked.
@@ -57,6 +62,11 @@ pub fn carry(context: &Context, needs: &Needs) -> Result<ExitCode> {
         .collect();
     copy_in(context, &images, &names, &progress)?;
     drop(progress);
+    let _held = if fresh || needs.changes_ports {
+        Some(hold(context, &needs.publish)?)
+    } else {
+        None
+    };
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut request = EmulatedHost::carried(&inner_arguments(&arguments, &along.replaced));
     request.env.extend(needs.env.iter().cloned());
@@ -76,23 +86,34 @@ struct Along {
     replaced: Vec<(String, String)>,
 }
 
-/// Starts the emulated host, or finds that it runs.
+/// Starts the emulated host, or finds that it runs; true if it did not. Then [`hold`] has to follow when its `fief` is
+/// there, for the ports that tenants in it publish.
 pub fn start(
     context: &Context,
     images: &Images,
     hardware: Option<&Hardware>,
     progress: &Shown,
-) -> Result<()> {
+) -> Result<bool> {
     let mut keeper = Command::new(std::env::current_exe()?);
     keeper.args(["host", "keep"]);
     let host = EmulatedHost::open(context.state());
     // One that runs needs no bar: it is a matter of milliseconds.
-    let progress: &dyn Progress = if host.status().running {
-        &Silent
-    } else {
-        progress
-    };
-    Ok(host.start(hardware, images, context.agent(), keeper, progress)?)
+    let runs = host.status().running;
+    let progress: &dyn Progress = if runs { &Silent } else { progress };
+    host.start(hardware, images, context.agent(), keeper, progress)?;
+    Ok(!runs)
+}
+
+/// Takes ports of this machine for what is about to publish them inside. When what is returned is dropped, exactly those
+/// stay that tenants inside publish.
+pub fn hold(context: &Context, ports: &[Port]) -> Result<Held> {
+    let held = EmulatedHost::open(context.state()).hold(ports)?;
+    for missing in &held.missing {
+        say(&format!(
+            "fief: a published port does not lead to its tenant from here: {missing}"
+        ));
+    }
+    Ok(held)
 }
 
 /// Starts the emulated host and copies images into it.
@@ -102,8 +123,12 @@ pub fn ready(
     names: &[(Kind, &str)],
     progress: &Shown,
 ) -> Result<()> {
-    start(context, images, None, progress)?;
-    copy_in(context, images, names, progress)
+    let fresh = start(context, images, None, progress)?;
+    copy_in(context, images, names, progress)?;
+    if fresh {
+        hold(context, &[])?;
+    }
+    Ok(())
 }
 
 /// Copies fief's binaries and the named images into the running emulated host, where they differ.

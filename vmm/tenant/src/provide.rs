@@ -1,25 +1,41 @@
-//! What a running tenant is given by its host: the account for ssh.
+//! What a running tenant is given by its host: the account for ssh, and names of tenants that it may reach.
 //!
 //! The shim gives it after every boot of the tenant, whoever started it; a `fief` that waits for a tenant gives it too, so
 //! that everything is there when it returns. Giving twice is giving once.
 
-use fief_agent_proto::{Connection, Error, Login, Provide};
+use std::time::{Duration, Instant};
+
+use fief_agent_proto::{Connection, Error, Login, MAX_NAMES, Provide};
 
 use crate::agent;
-use crate::spec::{Spec, TenantName};
+use crate::network;
+use crate::spec::Spec;
 use crate::store::Tenant;
 use crate::terminal::say;
 
-/// What the tenant is to have; none if there is nothing to give.
-fn request(name: &TenantName, spec: &Spec) -> Option<Provide> {
+/// How long a tenant may take to take a name while somebody waits for the change of a grant.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the tenant is to have.
+fn request(tenant: &Tenant, spec: &Spec) -> Provide {
     let login = (!spec.ssh_keys.is_empty()).then(|| Login {
-        name: name.login(),
+        name: tenant.name.login(),
         keys: spec.ssh_keys.clone(),
     });
-    let request = Provide {
-        names: Vec::new(),
-        login,
-    };
+    // Grants that cannot be read are told by those who change them.
+    let granted = network::granted_to(tenant).unwrap_or_default();
+    let names = granted
+        .into_iter()
+        .map(|(address, name)| (address, format!("{name}.fief")))
+        .take(MAX_NAMES)
+        .collect();
+    Provide { names, login }
+}
+
+/// The same; none if there is nothing to give to a tenant that has just booted.
+fn first(tenant: &Tenant) -> Option<Provide> {
+    // A spec that cannot be read is told by whoever needs it.
+    let request = request(tenant, &tenant.spec().ok()?);
     (request != Provide::default()).then_some(request)
 }
 
@@ -28,12 +44,7 @@ fn request(name: &TenantName, spec: &Spec) -> Option<Provide> {
 /// # Errors
 /// The agent's, in the tenant's own words, or the connection's.
 pub fn give(connection: &Connection, tenant: &Tenant) -> Result<(), Error> {
-    // A spec that cannot be read is told by whoever needs it.
-    let request = tenant
-        .spec()
-        .ok()
-        .and_then(|spec| request(&tenant.name, &spec));
-    request.map_or(Ok(()), |request| connection.provide(&request))
+    first(tenant).map_or(Ok(()), |request| connection.provide(&request))
 }
 
 /// The same for a person who waits: a tenant without an account is better than none.
@@ -41,7 +52,7 @@ pub fn give_or_warn(connection: &Connection, tenant: &Tenant) {
     if let Err(error) = give(connection, tenant) {
         let why = crate::failure::chain(&error);
         say(&format!(
-            "fief: warning: ssh to tenant '{0}' will not work: {why}; `fief exec {0}` and `fief shell {0}` do",
+            "fief: warning: ssh to tenant '{0}' and names of tenants in it may not work: {why}; `fief exec {0}` does",
             tenant.name
         ));
     }
@@ -55,15 +66,29 @@ pub fn give_beside(tenant: &Tenant) {
     let _ = std::thread::Builder::new()
         .name("provide".to_owned())
         .spawn(move || {
-            let nothing = tenant
-                .spec()
-                .map(|spec| request(&tenant.name, &spec).is_none());
-            if !nothing.unwrap_or(true)
+            if first(&tenant).is_some()
                 && let Ok(connection) = agent::connect(&tenant, &|| true)
             {
                 let _ = give(&connection, &tenant);
             }
         });
+}
+
+/// Tells a tenant that runs whom it may reach now, after a grant was given or taken. One that boots or does not answer
+/// hears it when it has booted.
+///
+/// # Errors
+/// The agent's, or it does not answer.
+pub fn renew(tenant: &Tenant) -> Result<(), Error> {
+    let Ok(spec) = tenant.spec() else {
+        return Ok(());
+    };
+    if !matches!(tenant.state(), Ok(Some(_))) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let connection = agent::connect(tenant, &|| Instant::now() < deadline)?;
+    connection.provide(&request(tenant, &spec))
 }
 
 #[cfg(test)]
@@ -73,13 +98,14 @@ mod tests {
 
     #[test]
     fn a_tenant_with_keys_gets_an_account_of_its_name_and_others_nothing() {
-        let name: TenantName = "a.b".parse().unwrap();
-        assert_eq!(request(&name, &spec()), None);
+        let directory = tempfile::tempdir().unwrap();
+        let tenant = Tenant::open(directory.path(), "a.b".parse().unwrap());
+        assert_eq!(request(&tenant, &spec()), Provide::default());
         let spec = Spec {
             ssh_keys: vec!["key".to_owned()],
             ..spec()
         };
-        let login = request(&name, &spec).unwrap().login.unwrap();
+        let login = request(&tenant, &spec).login.unwrap();
         assert_eq!((login.name.as_str(), login.keys), ("a-b", spec.ssh_keys));
     }
 }

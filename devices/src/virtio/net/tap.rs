@@ -118,16 +118,24 @@ impl Tap {
         let argument = libc::c_ulong::from(offloads);
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, argument) })?;
-        // Ends: no more frames wait than the queue holds, and who fills it all the time has to do with its own frames.
+        self.drop_waiting();
+        Ok(())
+    }
+
+    /// Drops the frames that wait. It ends: more come only from who fills the queue all the time.
+    fn drop_waiting(&self) {
+        // What is longer is cut off.
+        let mut header = [0_u8; HEADER_BYTES];
+        let segment = libc::iovec {
+            iov_base: header.as_mut_ptr().cast(),
+            iov_len: header.len(),
+        };
         for _ in 0..STALE_FRAMES {
-            let mut byte = 0_u8;
-            // SAFETY: `byte` has room for the byte that is read.
-            let got = unsafe { libc::read(self.file.as_raw_fd(), (&raw mut byte).cast(), 1) };
-            if got < 0 {
-                break;
+            // SAFETY: the segment is `header`, which nobody looks at.
+            if let Err(TapFailure::Busy) = unsafe { self.read(&[segment]) } {
+                return;
             }
         }
-        Ok(())
     }
 
     /// Reads a frame into `segments`; what does not fit is lost without notice. Returns its length with header.

@@ -86,3 +86,43 @@ fn there_are_at_most_as_many_as_one_system_call_takes() {
     segments.clear();
     assert_eq!(segments.push(&slice), Ok(()));
 }
+
+#[test]
+fn bytes_can_be_put_anywhere_and_no_further_than_the_end() {
+    for offset in 0..12 {
+        let mut memory = [0_u8; 10];
+        segments(&mut memory, &[3, 0, 1, 6]).copy_from_at(offset, &[1, 2, 3]);
+        let mut expected = [0; 10];
+        for (i, byte) in (1..=3).enumerate() {
+            if let Some(place) = expected.get_mut(offset + i) {
+                *place = byte;
+            }
+        }
+        assert_eq!(memory, expected, "{offset}");
+    }
+}
+
+#[test]
+fn what_is_finished_makes_room_and_what_was_added_can_be_taken_back() {
+    let mut memory = vec![0_u8; 4 * MAX_SEGMENTS];
+    let whole = VolatileSlice::from(memory.as_mut_slice());
+    let mut segments = Segments::default();
+    let push = |segments: &mut Segments, at| segments.push(&whole.subslice(at, 1).unwrap());
+    for at in 0..MAX_SEGMENTS {
+        push(&mut segments, at).unwrap();
+    }
+    assert_eq!(push(&mut segments, 0), Err(TooMany));
+    segments.advance(10);
+    for at in 0..10 {
+        push(&mut segments, MAX_SEGMENTS + at).unwrap();
+    }
+    assert_eq!(push(&mut segments, 0), Err(TooMany));
+    assert_eq!(segments.remaining().len(), MAX_SEGMENTS);
+    segments.keep(MAX_SEGMENTS - 5);
+    segments.advance(MAX_SEGMENTS - 6);
+    let [last] = segments.remaining() else {
+        panic!("{}", segments.remaining().len());
+    };
+    let start = whole.ptr_guard().as_ptr();
+    assert_eq!(last.iov_base.addr() - start.addr(), MAX_SEGMENTS + 4);
+}

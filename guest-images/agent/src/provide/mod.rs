@@ -37,6 +37,8 @@ pub struct Providing {
     /// What the child has to say of a failure.
     report: File,
     exit: Option<ExitStatus>,
+    /// There are keys, and nothing to log in to.
+    lacks_sshd: bool,
 }
 
 impl Providing {
@@ -61,6 +63,7 @@ impl Providing {
                 pid: child,
                 report: File::from(report),
                 exit: None,
+                lacks_sshd: gives_keys(request) && !sshd::is_installed(root),
             }),
         }
     }
@@ -77,12 +80,14 @@ impl Providing {
     /// The answer, once the child has ended.
     pub fn last_frame(&mut self, id: u32) -> Option<Frame> {
         let status = self.exit?;
-        if status.success() {
-            return Some(Frame::empty(id, Kind::Done));
-        }
         let mut text = Vec::new();
         let _ = self.report.read_to_end(&mut text);
         let message = match status {
+            ExitStatus::Code(0) if !self.lacks_sshd => return Some(Frame::empty(id, Kind::Done)),
+            ExitStatus::Code(0) => {
+                "the account is there, but no sshd; install one in the tenant (openssh-server), then start it again"
+                    .to_owned()
+            }
             ExitStatus::Signal(libc::SIGALRM) => format!(
                 "the tenant's files did not take what the host gives it for {PATIENCE} s; does a file system hang?"
             ),
@@ -96,6 +101,14 @@ impl Providing {
         };
         Frame::json(id, Kind::Error, &error)
     }
+}
+
+/// Whether somebody is to log in.
+pub fn gives_keys(request: &Provide) -> bool {
+    request
+        .login
+        .as_ref()
+        .is_some_and(|login| !login.keys.is_empty())
 }
 
 fn in_child(request: &Provide, root: &Path, reporter: OwnedFd) -> ! {

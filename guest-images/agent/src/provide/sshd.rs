@@ -28,6 +28,9 @@ const UNIT_DIRECTORIES: [&str; 3] = [
 ];
 const UNITS: [&str; 2] = ["ssh.service", "sshd.service"];
 
+/// Where systemd takes orders, once it does.
+const SYSTEMD: &str = "/run/systemd/private";
+
 /// The process that becomes sshd, or has the image's init start it.
 #[derive(Debug, Default)]
 pub struct Sshd(Option<Pid>);
@@ -35,10 +38,7 @@ pub struct Sshd(Option<Pid>);
 impl Sshd {
     /// Starts it, unless it runs already or the image has none. Returns at once.
     pub fn ensure(&mut self, init: InitMode) {
-        let installed = Path::new("/usr/sbin/sshd")
-            .metadata()
-            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
-        if self.0.is_some() || !installed || init == InitMode::Program {
+        if self.0.is_some() || !is_installed(Path::new("/")) || init == InitMode::Program {
             return;
         }
         // SAFETY: the agent has one thread, so the child's copy of the heap and of every lock is consistent.
@@ -61,6 +61,13 @@ impl Sshd {
             self.0 = None;
         }
     }
+}
+
+/// Whether there is one below `root`.
+pub fn is_installed(root: &Path) -> bool {
+    root.join("usr/sbin/sshd")
+        .metadata()
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 /// In the child; returns only what failed.
@@ -91,6 +98,11 @@ fn start_unit() -> String {
         return "the image's init is to start it, and has no unit for it that fief knows"
             .to_owned();
     };
+    if !Path::new(SYSTEMD).exists() {
+        // It has not come that far: when it does, it starts the unit by itself, whose keys are there now.
+        // SAFETY: a forked child leaves without its parent's exit handlers.
+        unsafe { libc::_exit(0) };
+    }
     let unit = CString::new(*unit).unwrap_or_default();
     let systemctl = c"/usr/bin/systemctl";
     let error = run(systemctl, &[systemctl, c"--no-block", c"start", &unit]);

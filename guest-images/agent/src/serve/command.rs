@@ -1,6 +1,5 @@
 //! A running command as one stream of a session.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind::Interrupted, ErrorKind::WouldBlock, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,6 +13,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::inbox::Inbox;
 use crate::spawn::{self, Spawned};
 
 /// Output waiting in one session beyond which its commands are not read.
@@ -24,10 +24,8 @@ const QUIET_AFTER_EXIT: Duration = Duration::from_millis(100);
 const BYTES_AFTER_EXIT: usize = 256 * 1024;
 /// Between SIGHUP and SIGKILL for a command whose client has gone.
 pub const KILL_AFTER: Duration = Duration::from_secs(2);
-/// Credit is given back in such steps.
-const CREDIT_STEP: u32 = WINDOW / 4;
 /// Reads of one channel in one turn of the loop.
-const READS_PER_TURN: usize = 4;
+pub const READS_PER_TURN: usize = 4;
 /// ^D: end of file for a terminal's line discipline.
 const END_OF_TRANSMISSION: u8 = 4;
 
@@ -36,13 +34,8 @@ pub struct Command {
     pid: Pid,
     terminal: bool,
     stdin: Option<File>,
-    /// Received for stdin and not yet written.
-    pending: VecDeque<u8>,
-    received: u64,
-    input_ended: bool,
-    /// Bytes of the window in use, and those of them that can be given back.
-    unreturned: u32,
-    to_return: u32,
+    /// For stdin, while there is one.
+    inbox: Inbox,
     out: Output,
     err: Output,
     exit: Option<Exit>,
@@ -69,15 +62,15 @@ struct Exit {
 impl Command {
     pub fn new(spawned: Spawned) -> Command {
         let terminal = spawned.stderr.is_none();
+        let mut inbox = Inbox::default();
+        if spawned.stdin.is_none() {
+            inbox.close();
+        }
         Command {
             pid: spawned.pid,
             terminal,
             stdin: spawned.stdin,
-            pending: VecDeque::new(),
-            received: 0,
-            input_ended: false,
-            unreturned: 0,
-            to_return: 0,
+            inbox,
             out: Output::new(Channel::Out, Some(spawned.stdout)),
             err: Output::new(Channel::Err, spawned.stderr),
             exit: None,
@@ -94,16 +87,7 @@ impl Command {
     /// # Errors
     /// More than the window.
     pub fn data(&mut self, payload: &[u8]) -> Result<(), RemoteError> {
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        if self.input_ended || length > WINDOW - self.unreturned {
-            return Err(protocol("stdin beyond its window or its end"));
-        }
-        self.unreturned += length;
-        self.received += u64::from(length);
-        if self.stdin.is_some() {
-            self.pending.extend(payload);
-        }
-        Ok(())
+        self.inbox.data(payload)
     }
 
     /// The client ended stdin.
@@ -111,12 +95,9 @@ impl Command {
     /// # Errors
     /// The count does not match what arrived.
     pub fn end_input(&mut self, count: Option<u64>) -> Result<(), RemoteError> {
-        if count != Some(self.received) || self.input_ended {
-            return Err(protocol("the end of stdin does not match what arrived"));
-        }
-        self.input_ended = true;
-        if self.terminal && self.stdin.is_some() {
-            self.pending.push_back(END_OF_TRANSMISSION);
+        self.inbox.end(count)?;
+        if self.terminal {
+            self.inbox.add(END_OF_TRANSMISSION);
         }
         Ok(())
     }
@@ -171,7 +152,7 @@ impl Command {
     /// Its client has gone: SIGHUP now, SIGKILL later.
     pub fn cancel(&mut self, now: Instant) {
         self.stdin = None;
-        self.pending.clear();
+        self.inbox.close();
         self.out.end = None;
         self.err.end = None;
         if self.exit.is_none() && self.kill_at.is_none() {
@@ -198,14 +179,14 @@ impl Command {
             bytes_left: waiting + BYTES_AFTER_EXIT,
         });
         self.stdin = None;
-        self.pending.clear();
+        self.inbox.close();
     }
 
     /// What to poll.
     pub fn interests<'a>(&'a self, room: bool, mut add: impl FnMut(Channel, PollFd<'a>)) {
         if let Some(stdin) = &self.stdin {
             // A pipe reports its reader's end (POLLERR) unasked; a terminal would report hang-up for ever.
-            let flags = if self.pending.is_empty() {
+            let flags = if self.inbox.is_empty() {
                 PollFlags::empty()
             } else {
                 PollFlags::POLLOUT
@@ -231,7 +212,7 @@ impl Command {
         scratch: &mut [u8],
     ) {
         if channel == Channel::In {
-            if self.pending.is_empty() && events.contains(PollFlags::POLLERR) {
+            if self.inbox.is_empty() && events.contains(PollFlags::POLLERR) {
                 self.close_stdin(id, out);
             }
             return;
@@ -307,37 +288,27 @@ impl Command {
     }
 
     fn write_stdin(&mut self, id: u32, out: &mut Outbound) {
-        while let Some(mut stdin) = self.stdin.as_ref().filter(|_| !self.pending.is_empty()) {
-            match stdin.write(self.pending.as_slices().0) {
-                Ok(count) => {
-                    self.pending.drain(..count);
-                    // The terminal's ^D is not the client's.
-                    let count = u32::try_from(count).unwrap_or(u32::MAX);
-                    self.to_return = self.to_return.saturating_add(count).min(self.unreturned);
-                }
+        while let Some(mut stdin) = self.stdin.as_ref().filter(|_| !self.inbox.is_empty()) {
+            match stdin.write(self.inbox.next()) {
+                Ok(count) => self.inbox.passed_on(count),
                 Err(error) if error.kind() == Interrupted => {}
                 Err(error) if error.kind() == WouldBlock => break,
                 Err(_) => self.close_stdin(id, out),
             }
         }
-        if self.pending.is_empty() && self.input_ended && !self.terminal {
+        if self.inbox.is_empty() && self.inbox.has_ended() && !self.terminal {
             self.stdin = None;
         }
-        if self.to_return >= CREDIT_STEP && !self.input_ended && self.stdin.is_some() {
-            self.unreturned -= self.to_return;
-            out.frame(&Frame::credit(
-                id,
-                Channel::In,
-                std::mem::take(&mut self.to_return),
-            ));
+        if let Some(credit) = self.inbox.credit_due() {
+            out.frame(&Frame::credit(id, Channel::In, credit));
         }
     }
 
     /// The command does not read its stdin any more.
     fn close_stdin(&mut self, id: u32, out: &mut Outbound) {
         self.stdin = None;
-        self.pending.clear();
-        if !self.input_ended {
+        self.inbox.close();
+        if !self.inbox.has_ended() {
             out.frame(&Frame::eof(id, Channel::In));
         }
     }

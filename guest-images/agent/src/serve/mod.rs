@@ -3,7 +3,9 @@
 mod button;
 mod command;
 mod file;
+mod inbox;
 mod session;
+mod socket;
 mod system;
 mod transport;
 

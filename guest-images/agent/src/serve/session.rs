@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use fief_agent_proto::{
-    AgentHello, Channel, ClientHello, Decoder, ErrorKind, ExecRequest, ExitStatus, Frame,
+    AgentHello, Channel, ClientHello, Connect, Decoder, ErrorKind, ExecRequest, ExitStatus, Frame,
     FrameError, Inbound, Kind, MAX_STREAMS, Outbound, Provide, ReadFile, RemoteError, SetClock,
     Shutdown, Signal, Started, VERSION, WindowSize, WriteFile, preamble_reply,
 };
@@ -17,9 +17,10 @@ use nix::unistd::Pid;
 
 use super::command::{Command, OUTBOUND_ROOM, io_error, protocol};
 use super::file::{Reading, Writing};
+use super::socket::Socket;
 use super::system;
 use crate::log;
-use crate::provide::{Providing, Sshd};
+use crate::provide::{self, Providing, Sshd};
 use crate::spawn::spawn;
 
 /// Answers waiting beyond which a client that does not read them is not read either.
@@ -59,6 +60,7 @@ enum Stream {
     Writing(Writing),
     Reading(Reading),
     Providing(Providing),
+    Socket(Box<Socket>),
 }
 
 impl Session {
@@ -108,8 +110,14 @@ impl Session {
     pub fn stream_interests<'a>(&'a self, mut add: impl FnMut(u32, Channel, PollFd<'a>)) {
         let room = self.out.len() < OUTBOUND_ROOM;
         for (id, stream) in &self.streams {
-            if let Stream::Command(command) = stream {
-                command.interests(room, |channel, fd| add(*id, channel, fd));
+            match stream {
+                Stream::Command(command) => {
+                    command.interests(room, |channel, fd| add(*id, channel, fd));
+                }
+                Stream::Socket(socket) => {
+                    socket.interests(room, |channel, fd| add(*id, channel, fd));
+                }
+                Stream::Writing(_) | Stream::Reading(_) | Stream::Providing(_) => {}
             }
         }
     }
@@ -164,8 +172,14 @@ impl Session {
         events: PollFlags,
         scratch: &mut [u8],
     ) {
-        if let Some(Stream::Command(command)) = self.streams.get_mut(&id) {
-            command.ready(id, channel, events, &mut self.out, scratch);
+        match self.streams.get_mut(&id) {
+            Some(Stream::Command(command)) => {
+                command.ready(id, channel, events, &mut self.out, scratch);
+            }
+            Some(Stream::Socket(socket)) => {
+                socket.ready(id, channel, events, &mut self.out, scratch);
+            }
+            _ => {}
         }
     }
 
@@ -180,6 +194,7 @@ impl Session {
                 }
                 Stream::Reading(reading) => reading.turn(*id, &mut self.out, scratch),
                 Stream::Providing(providing) => providing.last_frame(*id),
+                Stream::Socket(socket) => socket.turn(*id, &mut self.out),
                 Stream::Writing(_) => None,
             };
             if let Some(frame) = last {
@@ -227,9 +242,13 @@ impl Session {
     fn forget(&mut self, context: &mut Context) {
         let now = Instant::now();
         for stream in std::mem::take(&mut self.streams).into_values() {
-            if let Stream::Command(mut command) = stream {
-                command.cancel(now);
-                context.condemned.extend(command.condemned());
+            match stream {
+                Stream::Command(mut command) => {
+                    command.cancel(now);
+                    context.condemned.extend(command.condemned());
+                }
+                Stream::Socket(socket) => socket.reset(),
+                Stream::Writing(_) | Stream::Reading(_) | Stream::Providing(_) => {}
             }
         }
         self.out.clear();
@@ -318,9 +337,13 @@ impl Session {
     }
 
     fn end(&mut self, id: u32, last: &Frame, context: &mut Context) {
-        if let Some(Stream::Command(mut command)) = self.streams.remove(&id) {
-            command.cancel(Instant::now());
-            context.condemned.extend(command.condemned());
+        match self.streams.remove(&id) {
+            Some(Stream::Command(mut command)) => {
+                command.cancel(Instant::now());
+                context.condemned.extend(command.condemned());
+            }
+            Some(Stream::Socket(socket)) => socket.reset(),
+            _ => {}
         }
         self.out.frame(last);
     }
@@ -363,6 +386,12 @@ impl Session {
                 self.streams.insert(id, Stream::Reading(reading));
                 Ok(None)
             }
+            Kind::Connect => {
+                let socket = Socket::begin(parse::<Connect>(frame)?)?;
+                self.answer(socket.greeting(id));
+                self.streams.insert(id, Stream::Socket(Box::new(socket)));
+                Ok(None)
+            }
             Kind::Stats => {
                 let stats = system::stats()
                     .map_err(|error| io_error("cannot read the system's load", &error))?;
@@ -384,7 +413,7 @@ impl Session {
                 };
                 let providing = Providing::begin(&request, root)?;
                 self.streams.insert(id, Stream::Providing(providing));
-                if request.login.is_some_and(|login| !login.keys.is_empty()) {
+                if provide::gives_keys(&request) {
                     context.sshd.ensure(context.hello.init);
                 }
                 Ok(None)
@@ -436,8 +465,15 @@ impl Stream {
             (Stream::Reading(reading), Kind::Credit) if frame.channel == Channel::Out => {
                 reading.credit(frame.credit_bytes())?;
             }
+            (Stream::Socket(socket), Kind::Data) => socket.data(&frame.payload)?,
+            (Stream::Socket(socket), Kind::Eof) if frame.channel == Channel::In => {
+                socket.end_input(frame.eof_count())?;
+            }
+            (Stream::Socket(socket), Kind::Credit) if frame.channel == Channel::Out => {
+                socket.credit(frame.credit_bytes())?;
+            }
             (_, Kind::Cancel) => return Err(cancelled()),
-            (Stream::Reading(_), Kind::Eof) => return Err(cancelled()),
+            (Stream::Reading(_) | Stream::Socket(_), Kind::Eof) => return Err(cancelled()),
             // A relay closes both outputs of what it cancels, whatever it is.
             (Stream::Writing(_), Kind::Eof) => {}
             _ => {

@@ -1,5 +1,6 @@
 //! What the payload checks, a file each.
 
+pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod entry;

@@ -5,6 +5,7 @@
 
 mod process;
 mod pump;
+mod socket;
 mod stream;
 mod transfer;
 
@@ -20,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use process::{ChannelReader, Process, Remote, StdinWriter};
 pub use pump::{Terminals, pump};
+pub use socket::RemoteSocket;
 use stream::{End, Stream};
 
 use crate::handshake::wait_for;

@@ -114,7 +114,7 @@ impl Drop for Process {
 /// Controls a running command from any thread; after its end it does nothing.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    stream: Arc<Stream>,
+    pub(super) stream: Arc<Stream>,
 }
 
 impl Remote {

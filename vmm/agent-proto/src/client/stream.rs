@@ -37,6 +37,7 @@ struct State {
     input_closed: bool,
     started: Option<u32>,
     file: Option<FileInfo>,
+    connected: bool,
     end: Option<End>,
 }
 
@@ -103,6 +104,7 @@ impl Stream {
                 state.credit = credit.ok_or(Error::Protocol("more credit than the window"))?;
             }
             Kind::Started => state.started = Some(parse_started(&frame)?.pid),
+            Kind::Connected => state.connected = true,
             Kind::FileInfo => state.file = Some(parse(&frame)?),
             Kind::Exited => state.end = Some(End::Exited(parse(&frame)?)),
             Kind::Done => state.end = Some(End::Done(frame.payload)),
@@ -158,6 +160,10 @@ impl Stream {
 
     pub(super) fn wait_file(&self) -> Result<FileInfo> {
         self.wait_answer(|state| state.file)
+    }
+
+    pub(super) fn wait_connected(&self) -> Result<()> {
+        self.wait_answer(|state| state.connected.then_some(()))
     }
 
     fn wait_answer<T>(&self, answer: impl Fn(&State) -> Option<T>) -> Result<T> {

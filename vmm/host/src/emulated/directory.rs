@@ -18,6 +18,8 @@ use crate::qemu::Endpoints;
 
 /// The relay's socket, for any number of clients.
 pub(super) const AGENT_SOCKET: &str = "agent.sock";
+/// The keeper's socket for commands that publish ports.
+pub(super) const PORTS_SOCKET: &str = "ports.sock";
 
 pub(super) struct Directory {
     path: PathBuf,
@@ -236,7 +238,7 @@ impl Directory {
 
     /// Removes the sockets; the logs stay to be read.
     pub(super) fn clear_sockets(&self) -> Result<(), EmulatedError> {
-        [AGENT_SOCKET, "serial.sock"]
+        [AGENT_SOCKET, PORTS_SOCKET, "serial.sock"]
             .iter()
             .try_for_each(|name| self.remove(name))
     }
@@ -268,9 +270,20 @@ impl Directory {
 
     /// Connects to the relay.
     pub(super) fn connect_agent(&self) -> Result<UnixStream, EmulatedError> {
+        self.connect(AGENT_SOCKET)
+            .map_err(EmulatedError::io("cannot connect to the emulated host"))
+    }
+
+    /// Connects to the keeper, about ports.
+    pub(super) fn connect_ports(&self) -> Result<UnixStream, EmulatedError> {
+        self.connect(PORTS_SOCKET).map_err(EmulatedError::io(
+            "cannot ask the keeper of the emulated host for ports; if an older fief started it, `fief host stop` helps",
+        ))
+    }
+
+    fn connect(&self, socket: &str) -> io::Result<UnixStream> {
         // A socket's name is limited to 107 bytes (unix(7)), a state directory's is not: go by way of a descriptor.
-        let directory = File::open(&self.path).map_err(self.failed("cannot open"))?;
-        let name = format!("/proc/self/fd/{}/{AGENT_SOCKET}", directory.as_raw_fd());
-        UnixStream::connect(name).map_err(EmulatedError::io("cannot connect to the emulated host"))
+        let directory = File::open(&self.path)?;
+        UnixStream::connect(format!("/proc/self/fd/{}/{socket}", directory.as_raw_fd()))
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use fief_agent_proto::{connect_unix, handshake_serial, relay};
 use nix::sys::signal::Signal;
 
-use super::directory::{AGENT_SOCKET, Directory};
-use super::{EmulatedError, START_DEADLINE};
+use super::directory::{AGENT_SOCKET, Directory, PORTS_SOCKET};
+use super::{EmulatedError, START_DEADLINE, ports};
 use crate::qemu::{Endpoints, QEMU, arguments};
 
 /// Makes the process that `command` starts independent of this one: a session of its own, so that neither Ctrl-C nor
@@ -86,9 +86,13 @@ fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
     let session = handshake_serial(port, deadline)?;
     let listener = UnixListener::bind(AGENT_SOCKET)
         .map_err(EmulatedError::io("cannot make the agent's socket"))?;
+    let published = UnixListener::bind(PORTS_SOCKET)
+        .and_then(|control| ports::serve(control, AGENT_SOCKET.into()))
+        .map_err(EmulatedError::io("cannot serve published ports"))?;
     // Nothing ever stops the relay but the end of its session: QEMU ends, and with it this process.
     let (never, _held) = io::pipe().map_err(EmulatedError::io("cannot make a pipe"))?;
     let ended = relay(session, listener, OwnedFd::from(never));
+    published.end();
     if let Err(error) = &ended {
         // Into its log, which may be full.
         let _ = writeln!(

@@ -8,14 +8,15 @@
 
 mod directory;
 pub mod keeper;
+pub mod ports;
 mod sync;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fief_agent_proto::{Connection, ExecRequest, Shutdown, ShutdownAction};
+use fief_agent_proto::{Connection, ErrorKind, ExecRequest, Shutdown, ShutdownAction};
 use fief_images::{Images, InitramfsSpec, KernelKind, Kind, Progress, Unit};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,12 @@ use directory::Directory;
 const START_DEADLINE: Duration = Duration::from_secs(180);
 /// How long an orderly shutdown may take before QEMU is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an agent that is up may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long all tenants that start by themselves may take until their machines run.
+const AUTOSTART_DEADLINE: Duration = Duration::from_secs(600);
+/// How many seconds tenants have to shut down before their host does.
+const TENANTS_GRACE: &str = "30";
 /// Between two looks at a condition that nothing announces.
 const POLL: Duration = Duration::from_millis(20);
 /// Size of the emulated host's own disk. The file is sparse: it takes what is used.
@@ -69,6 +76,9 @@ pub enum EmulatedError {
         "the emulated host already runs with other options; stop it first with `fief host stop`"
     )]
     OtherHardware,
+    /// A port of this machine cannot be had for it.
+    #[error(transparent)]
+    Port(ports::Missing),
 }
 
 impl EmulatedError {
@@ -168,7 +178,47 @@ impl EmulatedHost {
         })?;
         self.directory.clear_run_files()?;
         self.spawn(keeper)?;
-        self.await_agent(progress)
+        self.await_agent(progress)?;
+        progress.begin(
+            "starting the tenants that start by themselves",
+            Unit::Items,
+            None,
+        );
+        self.tell(&self.inside(&["start", "--all"], AUTOSTART_DEADLINE));
+        progress.end();
+        Ok(())
+    }
+
+    /// Runs `fief WORDS` inside, as a boot and a shutdown do it; what it complained of. A disk that has no fief yet has
+    /// no tenants either.
+    fn inside(&self, words: &[&str], patience: Duration) -> String {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let what = format!("fief {}", words.join(" "));
+        let connected = self.try_connect(Instant::now() + ANSWER.min(patience));
+        let (ended, end) = std::sync::mpsc::channel();
+        // On a thread: a machine that hangs holds up nothing but that.
+        std::thread::spawn(move || {
+            let ran =
+                connected.and_then(|agent| Ok(agent.exec(&Self::carried(&words))?.output()?));
+            let _ = ended.send(ran);
+        });
+        match end.recv_timeout(patience) {
+            Ok(Ok((_, _, errors))) => String::from_utf8_lossy(&errors).into_owned(),
+            Ok(Err(EmulatedError::Agent(fief_agent_proto::Error::Remote(error))))
+                if error.kind == ErrorKind::CommandNotFound =>
+            {
+                String::new()
+            }
+            Ok(Err(error)) => format!("cannot run {what}: {error}\n"),
+            Err(_) => format!("{what} did not end within {} s\n", patience.as_secs()),
+        }
+    }
+
+    /// Into its log, where those look who miss a tenant.
+    fn tell(&self, text: &str) {
+        if let Ok(mut log) = self.directory.create_log() {
+            let _ = log.write_all(text.as_bytes());
+        }
     }
 
     fn prepare(
@@ -319,8 +369,11 @@ impl EmulatedHost {
         if !self.directory.kept() {
             return Ok(false);
         }
+        // Tenants have what they did not write to their disks yet.
+        let stop = ["stop", "--all", "--for-shutdown", "-t", TENANTS_GRACE];
+        self.tell(&self.inside(&stop, STOP_DEADLINE));
         let asked = self
-            .try_connect(Instant::now() + Duration::from_secs(5))
+            .try_connect(Instant::now() + ANSWER)
             .and_then(|connection| {
                 Ok(connection.shutdown(Shutdown {
                     action: ShutdownAction::Poweroff,

@@ -106,3 +106,6 @@ pub fn insert_interface(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

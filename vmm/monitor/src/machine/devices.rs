@@ -15,6 +15,7 @@ use fief_devices::pci::{
     hotplug,
 };
 use fief_devices::virtio::VirtioDevice;
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::virtio::entropy::Entropy;
 use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
 use fief_devices::virtio::pci::{TransportError, VirtioPci};
@@ -27,7 +28,7 @@ use super::control::Control;
 use super::drives::{DriveError, Drives, Transport};
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{InterfaceConfig, SerialConfig, VmConfig};
+use crate::config::{BalloonConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -69,6 +70,8 @@ pub enum DeviceError {
     NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error("cannot set up the balloon: {0}")]
+    Balloon(io::Error),
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -126,7 +129,7 @@ impl Devices {
     pub fn new(
         config: &VmConfig,
         files: &Files,
-        ram: &GuestMemory,
+        ram: &Arc<GuestMemory>,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
@@ -179,7 +182,7 @@ impl Devices {
             drives.insert(drive, &pci.fixed)?;
         }
         let mut virtio = Vec::new();
-        for model in virtio_models(config, files, &slow)? {
+        for model in virtio_models(config, files, ram, &slow)? {
             let function = drives.transport().function(model)?;
             pci.fixed.add(Arc::clone(&function) as _)?;
             virtio.push(function);
@@ -208,6 +211,14 @@ impl Devices {
     fn functions(&self) -> impl Iterator<Item = Arc<VirtioPci>> {
         let drives = self.drives.functions().into_iter();
         drives.chain(self.virtio.iter().cloned())
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        let control = |balloon: &mut Balloon| balloon.control();
+        self.virtio
+            .iter()
+            .find_map(|function| function.with_model(control))
     }
 
     /// Other limits for a network interface, from now on.
@@ -285,6 +296,7 @@ impl Devices {
 fn virtio_models(
     config: &VmConfig,
     files: &Files,
+    ram: &Arc<GuestMemory>,
     slow: &Arc<SharedWorker>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -298,7 +310,33 @@ fn virtio_models(
         let entropy = Entropy::new(Arc::clone(slow), limits).map_err(DeviceError::Entropy)?;
         models.push(Box::new(entropy));
     }
+    if let Some(config) = config.balloon {
+        let model = balloon_model(config, ram, slow).map_err(DeviceError::Balloon)?;
+        models.push(Box::new(model));
+    }
     Ok(models)
+}
+
+fn balloon_model(
+    config: BalloonConfig,
+    ram: &Arc<GuestMemory>,
+    slow: &Arc<SharedWorker>,
+) -> io::Result<Balloon> {
+    if !ram.can_release() {
+        tracing::warn!(
+            "the balloon gives nothing back to the host: with huge_pages 2M memory is reserved"
+        );
+    }
+    let offered = balloon::BalloonConfig {
+        deflate_on_oom: config.deflate_on_oom,
+        statistics: config.statistics,
+        reporting: config.reporting,
+    };
+    let release = Arc::clone(ram) as Arc<_>;
+    let model = Balloon::new(offered, release, Arc::clone(slow))?;
+    model.control().set_target(config.target_mib);
+    model.control().set_interval(config.interval_s);
+    Ok(model)
 }
 
 fn net(interface: &InterfaceConfig, files: &Files) -> Result<Net, DeviceError> {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fief_devices::limiter::Limits;
+use fief_devices::virtio::balloon::BalloonControl;
 
 use crate::boot::BootError;
 use crate::config::{DriveConfig, VmConfig};
@@ -163,6 +164,11 @@ impl Machine {
     /// The drives that the machine has.
     pub fn drives(&self) -> Vec<DriveStatus> {
         self.devices.drives().status()
+    }
+
+    /// A way to speak to its balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        self.devices.balloon()
     }
 
     /// Ends the machine: vCPU threads and workers are joined. Dropping it does the same.

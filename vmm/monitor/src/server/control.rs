@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use fief_devices::limiter::Limits;
+use fief_devices::virtio::balloon::{BalloonControl, BalloonReport};
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -31,12 +32,42 @@ pub enum Command {
     LimitDrive(String, Limits),
     /// Answers with the drives that the machine has.
     ListDrives(oneshot::Sender<Vec<DriveStatus>>),
+    Balloon(BalloonCommand),
     /// Other limits for a network interface.
     LimitInterface {
         id: String,
         rx: Limits,
         tx: Limits,
     },
+}
+
+/// What is asked of the machine's balloon.
+#[derive(Debug)]
+pub enum BalloonCommand {
+    /// Take this many MiB.
+    SetTarget(u32),
+    /// Ask for statistics this often, in seconds.
+    SetInterval(u16),
+    /// Ask for new statistics; they are sent when the guest answers.
+    Refresh(oneshot::Sender<BalloonReport>),
+    /// Send what is known.
+    Report(oneshot::Sender<BalloonReport>),
+}
+
+impl BalloonCommand {
+    fn carry_out(self, balloon: &BalloonControl) {
+        match self {
+            Self::SetTarget(mib) => balloon.set_target(mib),
+            Self::SetInterval(seconds) => balloon.set_interval(seconds),
+            Self::Refresh(reply) => balloon.refresh(Box::new(|report| {
+                // The client may be gone, here and below.
+                let _ = reply.send(report);
+            })),
+            Self::Report(reply) => {
+                let _ = reply.send(balloon.report());
+            }
+        }
+    }
 }
 
 /// Done, or a sentence that says why not.
@@ -103,6 +134,8 @@ pub trait Guest {
     fn drives(&self) -> Vec<DriveStatus>;
     /// There is no such interface, or it cannot go on.
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
+    /// A way to speak to its balloon, if it has one.
+    fn balloon(&self) -> Option<BalloonControl>;
 }
 
 impl Guest for Machine {
@@ -140,6 +173,10 @@ impl Guest for Machine {
 
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
         Machine::limit_interface(self, id, rx, tx)
+    }
+
+    fn balloon(&self) -> Option<BalloonControl> {
+        Machine::balloon(self)
     }
 }
 
@@ -290,6 +327,11 @@ impl Control {
                 Ok(())
             }
             Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),
+            Command::Balloon(command) => {
+                let balloon = machine.balloon().ok_or("the microVM has no balloon")?;
+                command.carry_out(&balloon);
+                Ok(())
+            }
         };
         done.map_err(|error| with_causes(&error))
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use fief_api::{
-    BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
+    Balloon, BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
     MachineConfigurationUpdate, NetworkInterface, PartialNetworkInterface, RateLimiter, Serial,
     SerialDestination, Vsock,
 };
@@ -14,8 +14,8 @@ use super::error::RequestError;
 use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
-    BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking, MemoryConfig, OnReboot,
-    SerialConfig, VmConfig, VsockConfig, insert_interface,
+    BalloonConfig, BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking,
+    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_interface,
 };
 use crate::machine::files::Files;
 
@@ -38,6 +38,7 @@ pub struct Draft {
     drives: Vec<DriveConfig>,
     interfaces: Vec<InterfaceConfig>,
     vsock: Option<VsockConfig>,
+    balloon: Option<BalloonConfig>,
     serial: SerialConfig,
 }
 
@@ -60,6 +61,7 @@ impl Draft {
             drives: Vec::new(),
             interfaces: Vec::new(),
             vsock: None,
+            balloon: None,
             serial: SerialConfig::Stdio,
         })
     }
@@ -103,6 +105,9 @@ impl Draft {
         if let Some(entropy) = config.entropy {
             self.put_entropy(entropy)?;
         }
+        if let Some(balloon) = config.balloon {
+            self.put_balloon(balloon)?;
+        }
         if let Some(serial) = config.serial {
             self.put_serial(serial)?;
         }
@@ -125,7 +130,11 @@ impl Draft {
     }
 
     pub fn put_machine(&mut self, machine: MachineConfiguration) -> Result<(), RequestError> {
-        (self.cpus, self.memory) = machine_parts(&machine, self.host_mib)?;
+        let (cpus, memory) = machine_parts(&machine, self.host_mib)?;
+        if let Some(balloon) = &self.balloon {
+            balloon.check(memory.size_mib)?;
+        }
+        (self.cpus, self.memory) = (cpus, memory);
         self.machine = machine;
         Ok(())
     }
@@ -265,6 +274,71 @@ impl Draft {
         Ok(())
     }
 
+    pub fn put_balloon(&mut self, balloon: Balloon) -> Result<(), RequestError> {
+        if balloon.free_page_hinting {
+            return Err(RequestError::Unsupported(
+                "free_page_hinting is not supported; take free_page_reporting, which needs no runs",
+            ));
+        }
+        self.balloon = Some(BalloonConfig {
+            target_mib: BalloonConfig::target(balloon.amount_mib, self.memory.size_mib)?,
+            deflate_on_oom: balloon.deflate_on_oom,
+            reporting: balloon.free_page_reporting,
+            statistics: balloon.has_statistics(),
+            interval_s: BalloonConfig::interval(balloon.stats_polling_interval_s)?,
+        });
+        self.wire.balloon = Some(balloon);
+        Ok(())
+    }
+
+    /// The balloon as it is configured.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn balloon(&self) -> Result<&Balloon, RequestError> {
+        self.wire.balloon.as_ref().ok_or(RequestError::NoBalloon)
+    }
+
+    /// Reads another amount for the balloon, in MiB.
+    ///
+    /// # Errors
+    /// There is no balloon, or it cannot hold so much.
+    pub fn balloon_target(&self, amount_mib: u64) -> Result<u32, RequestError> {
+        self.balloon()?;
+        Ok(BalloonConfig::target(amount_mib, self.memory.size_mib)?)
+    }
+
+    /// The balloon as it is configured, if it has statistics.
+    ///
+    /// # Errors
+    /// There is no balloon, or it has none.
+    pub fn balloon_with_statistics(&self) -> Result<&Balloon, RequestError> {
+        match self.balloon()? {
+            balloon if balloon.has_statistics() => Ok(balloon),
+            _ => Err(RequestError::NoStatistics),
+        }
+    }
+
+    /// Reads another interval for statistics, in seconds.
+    ///
+    /// # Errors
+    /// There is no balloon with statistics, or the interval would end them.
+    pub fn balloon_interval(&self, asked: u64) -> Result<u16, RequestError> {
+        let balloon = self.balloon_with_statistics()?;
+        let interval = BalloonConfig::interval(asked)?;
+        if interval == 0 && !balloon.stats_on_demand {
+            return Err(RequestError::EndOfStatistics);
+        }
+        Ok(interval)
+    }
+
+    /// The running balloon was changed: `GET /balloon` and `GET /vm/config` tell.
+    pub fn remember_balloon(&mut self, change: impl FnOnce(&mut Balloon)) {
+        if let Some(balloon) = &mut self.wire.balloon {
+            change(balloon);
+        }
+    }
+
     pub fn put_serial(&mut self, serial: Serial) -> Result<(), RequestError> {
         if serial.rate_limiter.is_some_and(|bucket| bucket.limits()) {
             return Err(NO_RATE_LIMITS);
@@ -312,6 +386,9 @@ impl Draft {
             interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
             entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
+            balloon: self.balloon,
+            // Nothing can be passed through yet.
+            pinned_memory: false,
             serial: self.serial.clone(),
             on_reboot: match self.wire.lifecycle.unwrap_or_default().on_reboot {
                 fief_api::OnReboot::Exit => OnReboot::Exit,

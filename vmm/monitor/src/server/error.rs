@@ -56,6 +56,16 @@ pub enum RequestError {
     NoSerialPath,
     #[error("serial_out_path is given but destination is {0}; leave one of them out")]
     SerialPathUnused(&'static str),
+    #[error("there is no balloon; configure one with PUT /balloon before the microVM is started")]
+    NoBalloon,
+    #[error(
+        "the balloon has no statistics; start the microVM with a stats_polling_interval_s, or with stats_on_demand"
+    )]
+    NoStatistics,
+    #[error(
+        "stats_polling_interval_s cannot become 0 after the start, as that switches the statistics off; give at least 1"
+    )]
+    EndOfStatistics,
     #[error("there is no kernel; configure boot-source first")]
     NoKernel,
     #[error(transparent)]

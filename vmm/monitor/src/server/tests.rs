@@ -1,5 +1,6 @@
 //! The server over a real unix socket, with a machine that only takes notes.
 
+mod balloon;
 mod clients;
 mod drafts;
 mod drives;

@@ -35,6 +35,8 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
         interfaces: Vec::new(),
         vsock: None,
         entropy: None,
+        balloon: None,
+        pinned_memory: false,
         serial: SerialConfig::File(directory.join("serial")),
         on_reboot: OnReboot::Exit,
     }

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_api::{
-    BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
-    MachineConfiguration, OnReboot, Vsock,
+    Balloon, BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
+    MachineConfiguration, NetworkInterface, OnReboot, RateLimiter, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::CloneFlags;
@@ -25,7 +25,7 @@ use crate::store::{Held, Tenant};
 
 /// Names in the run directory. The monitor starts there and uses them as they are: a unix socket's name is limited to
 /// 107 bytes (unix(7)), a state directory's is not.
-const API_SOCKET: &str = "api.sock";
+pub const API_SOCKET: &str = "api.sock";
 /// See [`API_SOCKET`].
 pub const VSOCK_SOCKET: &str = "vsock.sock";
 const EVENTS: &str = "events";
@@ -36,6 +36,8 @@ const GUEST_CID: u64 = 3;
 const IMAGE_DRIVE: &str = "image";
 pub const DISK_DRIVE: &str = "disk";
 const MODULES_DRIVE: &str = "modules";
+/// Id of the network interface.
+pub const INTERFACE: &str = "eth0";
 
 /// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -104,6 +106,7 @@ impl Vm {
             io_engine: IoEngine::Async,
             // What a tenant synced is on the host's disk.
             cache_type: CacheType::Writeback,
+            rate_limiter: Some(self.spec.limits.disk_limiter()).filter(RateLimiter::limits),
             ..Drive::new(DISK_DRIVE, text(&self.tenant.disk()))
         })?;
         if let Some(modules) = &self.files.modules {
@@ -119,6 +122,23 @@ impl Vm {
             vsock_id: None,
         })?;
         client.put_entropy(&Entropy::default())?;
+        // Empty: what the tenant does not use goes back to the host by free page reporting.
+        client.put_balloon(&Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+            stats_on_demand: true,
+            ..Balloon::default()
+        })?;
+        if let Some(network) = &self.network {
+            let limiter = Some(self.spec.limits.net_limiter()).filter(RateLimiter::limits);
+            client.put_network_interface(&NetworkInterface {
+                guest_mac: Some(network.mac().to_string()),
+                mtu: Some(u64::from(network.mtu)),
+                rx_rate_limiter: limiter,
+                tx_rate_limiter: limiter,
+                ..NetworkInterface::new(INTERFACE, network::TAP)
+            })?;
+        }
         client.put_lifecycle(&Lifecycle {
             on_reboot: OnReboot::Restart,
         })?;
@@ -181,7 +201,8 @@ impl Backend for Vm {
                 "--event-path",
                 EVENTS,
                 "--id",
-                self.tenant.name.as_str(),
+                // Neither dots nor underscores may be in an id.
+                &self.tenant.name.hostname(),
             ])
             .current_dir(self.tenant.run_directory())
             .stdin(Stdio::null())

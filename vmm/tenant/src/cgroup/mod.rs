@@ -131,11 +131,6 @@ impl Group {
         Ok(Origin(origin))
     }
 
-    /// Whether any of it is there.
-    pub fn exists(&self) -> bool {
-        self.there().next().is_some()
-    }
-
     /// Removes it. A process in it that is just ending gets a moment.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use fief_host::{Decision, HostChoice, HostKind};
 use fief_images::Images;
 use nix::unistd::geteuid;
 
+use super::access::SYSTEM_STATE;
 use super::{Error, Result};
 use crate::store::Store;
 
@@ -21,11 +22,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(choice: HostChoice, state: Option<PathBuf>) -> Result<Self> {
-        let state = state.or_else(default_state).ok_or_else(|| {
-            Error::new(
-                "no home directory is known to keep tenants in; set HOME, or give --state-dir",
-            )
-        })?;
+        let state = state.map_or_else(default_state, Ok)?;
         let state = std::path::absolute(state)?;
         Ok(Self {
             choice,
@@ -74,9 +71,9 @@ impl Context {
 }
 
 /// /var/lib/fief for root; for others where the XDG base directory specification puts data of programs.
-fn default_state() -> Option<PathBuf> {
+pub fn default_state() -> Result<PathBuf> {
     if geteuid().is_root() {
-        return Some(PathBuf::from("/var/lib/fief"));
+        return Ok(PathBuf::from(SYSTEM_STATE));
     }
     let absolute = |name| {
         env::var_os(name)
@@ -84,7 +81,10 @@ fn default_state() -> Option<PathBuf> {
             .filter(|path| path.is_absolute())
     };
     let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
-    Some(data?.join("fief"))
+    let data = data.ok_or_else(|| {
+        Error::new("no home directory is known to keep tenants in; set HOME, or give --state-dir")
+    })?;
+    Ok(data.join("fief"))
 }
 
 /// A binary of ours: beside this one, unless a variable says where.

@@ -202,7 +202,8 @@ impl Copy {
     /// From the tenant to here.
     fn out(mut self, path: &str, target: &Side) -> Result<()> {
         let stdout = self.process.take_stdout().ok_or_else(no_stream)?;
-        let source = source_of(Path::new(path));
+        // What `..` means in there, nobody here knows.
+        let source = Source::of(Path::new(path), || None);
         if *target == Side::Stream && io::stdout().is_terminal() {
             return Err(Error::new(
                 "a tar stream is not for a terminal; pipe it, or give a path here",
@@ -270,8 +271,8 @@ impl Copy {
                 signal
             });
             let copied = copy(&stopped, &progress);
-            if copied.is_err() {
-                // It would wait for the rest, or for a reader.
+            if matches!(&copied, Err(broken) if !broken.by_stream) {
+                // A stream that just ends is no reason for the other side to give up.
                 let _ = remote_control.cancel();
             }
             let remarks = remarks.join().unwrap_or_default();

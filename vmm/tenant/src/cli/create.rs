@@ -98,6 +98,8 @@ impl TenantArgs {
             image: Some(self.image.clone()),
             kernel: Some(self.kernel.clone()),
             ssh_keys: self.ssh_keys.clone(),
+            publish: self.network.ports(),
+            changes_ports: true,
             ..Needs::default()
         }
     }

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use fief_host::HostKind;
-use fief_host::doctor::{Health, Report, examine};
+use fief_host::doctor::{Check, Health, Report, examine};
 
 use super::{Context, Result};
+use crate::cgroup::{CONTROLLERS, Version, hierarchies};
 use crate::terminal::output;
 
 /// Flags of `fief doctor`.
@@ -17,12 +18,13 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
-    let report = examine(
+    let mut report = examine(
         context.choice(),
         context.monitor(),
         context.agent(),
         context.state(),
     );
+    report.checks.push(limits());
     output(&if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -33,6 +35,40 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What of a tenant's limits this machine can enforce.
+fn limits() -> Check {
+    let found = hierarchies().unwrap_or_default();
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    for controller in CONTROLLERS {
+        let hierarchy = found
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.contains(&controller));
+        match hierarchy.map(|hierarchy| hierarchy.version) {
+            Some(Version::V1) => there.push(format!("{} (v1)", controller.name())),
+            Some(Version::V2) => there.push(format!("{} (v2)", controller.name())),
+            None => missing.push(controller.name()),
+        }
+    }
+    let name = "limits";
+    if !missing.is_empty() {
+        return Check::bad(
+            name,
+            Health::Warning,
+            format!("no cgroup controller for {}", missing.join(", ")),
+            "mount cgroup2 at /sys/fs/cgroup, on a kernel that has them; tenants run without these limits",
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Check::bad(
+            name,
+            Health::Warning,
+            "only root may make cgroups here",
+            "run fief as root; tenants of this user run without limits of processors and memory",
+        );
+    }
+    Check::ok(name, format!("cgroups for {}", there.join(", ")))
 }
 
 fn text(report: &Report) -> String {

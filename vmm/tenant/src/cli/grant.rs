@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use super::{Context, Result};
 use crate::network::{self, Grant, Protocol, grants};
+use crate::provide;
 use crate::spec::TenantName;
+use crate::store::Store;
 use crate::table::table;
-use crate::terminal::output;
+use crate::terminal::{output, say};
 
 /// Flags of `fief grant` and `fief revoke`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +52,7 @@ pub fn grant(context: &Context, args: &Args) -> Result<ExitCode> {
         store.tenant(name)?;
     }
     network::grant(&store, &grant)?;
+    renew(&store, &grant);
     output(&format!("{grant}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -58,8 +61,23 @@ pub fn revoke(context: &Context, args: &Args) -> Result<ExitCode> {
     let store = context.store()?;
     let grant = args.grant();
     network::revoke(&store, &grant)?;
+    renew(&store, &grant);
     output(&format!("{grant}\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names the one tenant in the other, or no longer.
+fn renew(store: &Store, grant: &Grant) {
+    let told = store
+        .tenant(&grant.to)
+        .map(|tenant| provide::renew(&tenant));
+    if let Ok(Err(error)) = told {
+        let why = crate::failure::chain(&error);
+        say(&format!(
+            "fief: warning: tenant '{}' does not hear of it ({why}); the name {}.fief in it is right again when it boots",
+            grant.to, grant.tenant
+        ));
+    }
 }
 
 pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode> {

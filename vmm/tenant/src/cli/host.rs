@@ -94,8 +94,12 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         Action::Start(args) => {
             let images = context.images()?;
             let progress = Shown::default();
-            carry::start(context, &images, args.hardware().as_ref(), &progress)?;
+            let fresh = carry::start(context, &images, args.hardware().as_ref(), &progress)?;
             carry::copy_in(context, &images, &[], &progress)?;
+            drop(progress);
+            if fresh {
+                carry::hold(context, &[])?;
+            }
             output("the emulated host runs\n")?;
         }
         Action::Stop => {

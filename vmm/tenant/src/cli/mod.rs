@@ -1,5 +1,7 @@
 //! The command line: one file a command.
 
+mod access;
+mod api;
 mod context;
 mod cp;
 mod create;
@@ -16,6 +18,7 @@ mod inspect;
 mod logs;
 mod network;
 mod policy;
+mod ports;
 pub mod prepare;
 mod ps;
 mod restart;
@@ -25,6 +28,7 @@ mod set;
 mod setup;
 pub mod ssh_key;
 mod start;
+mod stats;
 mod stop;
 mod wait;
 
@@ -107,6 +111,8 @@ enum Command {
     Wait(wait::Args),
     /// Remove tenants and all that is theirs
     Rm(rm::Args),
+    /// Show what running tenants use: processors, memory, disk, network
+    Stats(stats::Args),
     /// Copy files and directories into a tenant or out of it
     Cp(cp::Args),
     /// Show what a tenant printed on its console
@@ -116,12 +122,17 @@ enum Command {
     /// Give disks to a tenant and take them from it, also while it runs
     #[command(subcommand)]
     Disk(disk::Args),
+    /// Reach the control API of a tenant's monitor: a socket here, or one request
+    Api(api::Args),
     /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
     Grant(grant::Args),
     /// Take a grant back; connections that it allowed end
     Revoke(grant::Args),
     /// List who may reach which port of whom
     Grants(grant::ListArgs),
+    /// List the ports that tenants publish
+    #[command(hide = true)]
+    Ports(ports::Args),
     /// List, import and remove images
     Images(images::Args),
     /// Make kernels and images ready, so that the first run need not
@@ -184,6 +195,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         output(&Cli::command().render_help().to_string())?;
         return Ok(ExitCode::SUCCESS);
     };
+    if cli.state_dir.is_none() && !matches!(command, Command::Version) {
+        access::pass(&context::default_state()?)?;
+    }
     let context = Context::new(cli.host, cli.state_dir)?;
     if let Some(carried) = carried(&command)
         && context.is_emulated()
@@ -204,13 +218,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kill(args) => stop::kill(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Stats(args) => stats::run(&context, &args),
         Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Disk(args) => disk::run(&context, &args),
+        Command::Api(args) => api::run(&context, &args),
         Command::Grant(args) => grant::grant(&context, &args),
         Command::Revoke(args) => grant::revoke(&context, &args),
         Command::Grants(args) => grant::list(&context, &args),
+        Command::Ports(args) => ports::run(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
@@ -232,25 +249,33 @@ fn makes_tenants(command: &Command) -> bool {
 /// What a command that runs where the tenants are needs there; none for a command of this side.
 fn carried(command: &Command) -> Option<carry::Needs> {
     let nothing = carry::Needs::default();
+    // A tenant that ends may be one that is then removed.
+    let ports = carry::Needs {
+        changes_ports: true,
+        ..carry::Needs::default()
+    };
     match command {
         Command::Run(args) => Some(args.needs()),
         Command::Create(args) => Some(args.needs()),
         Command::Exec(args) => Some(args.needs()),
         Command::Shell(args) => Some(args.needs()),
+        Command::Api(args) => args.needs(),
         Command::Set(args) => Some(args.needs()),
-        Command::Ps(_)
-        | Command::Start(_)
+        Command::Stats(args) => Some(args.needs()),
+        Command::Start(_)
         | Command::Stop(_)
         | Command::Restart(_)
         | Command::Kill(_)
         | Command::Wait(_)
-        | Command::Rm(_)
+        | Command::Rm(_) => Some(ports),
+        Command::Ps(_)
         | Command::Logs(_)
         | Command::Inspect(_)
         | Command::Disk(_)
         | Command::Grant(_)
         | Command::Revoke(_)
-        | Command::Grants(_) => Some(nothing),
+        | Command::Grants(_)
+        | Command::Ports(_) => Some(nothing),
         // What is here stays here: it speaks with the tenant's agent by way of a command of its own.
         Command::Cp(_)
         | Command::Images(_)

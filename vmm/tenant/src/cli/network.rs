@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use fief_host::emulated::ports::Port;
+
+use super::ports::port;
 use crate::network::Publish;
 use crate::spec::{Net, Spec};
 
@@ -20,6 +23,11 @@ pub struct NetArgs {
 }
 
 impl NetArgs {
+    /// Ports of this machine that are published.
+    pub fn ports(&self) -> Vec<Port> {
+        self.publish.iter().map(port).collect()
+    }
+
     pub fn apply(&self, spec: &mut Spec) {
         spec.net = self.net;
         spec.publish.clone_from(&self.publish);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
-use fief_api::PartialDrive;
+use fief_api::{PartialDrive, PartialNetworkInterface};
 
 use super::environment::{self, Variable};
 use super::error::remote;
@@ -13,7 +13,7 @@ use super::{Context, Error, Result, prepare, start};
 use crate::backend::vm;
 use crate::carry::Needs;
 use crate::cgroup::{Group, Settings};
-use crate::spec::{Bytes, Spec, SpecError, TenantName};
+use crate::spec::{Bytes, Net, Spec, SpecError, TenantName};
 use crate::store::Tenant;
 use crate::terminal::{output, say};
 
@@ -89,6 +89,13 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         before = Some(spec.clone());
         args.apply(spec)?;
         spec.check(prepare::total_memory()?)?;
+        let had = before.as_ref().map_or(spec.disk, |before| before.disk);
+        if spec.disk < had {
+            return Err(Error::new(format!(
+                "--disk {} is less than the {had} it has, and a disk cannot shrink; give at least that",
+                spec.disk
+            )));
+        }
         if args.disk.is_some() {
             // Last, as it cannot be taken back.
             fief_images::disk::grow(&tenant.disk(), spec.disk.0)?;
@@ -151,6 +158,9 @@ impl Running<'_> {
         if disk(before) != disk(after) {
             try_now("the disk's new rates take effect", self.limit_disk());
         }
+        if before.limits.net_rate != after.limits.net_rate {
+            try_now("the network's new rate takes effect", self.limit_net());
+        }
         if before.disk != after.disk {
             try_now("the disk's new size can be used", self.grow_disk());
         }
@@ -168,6 +178,21 @@ impl Running<'_> {
             path_on_host: None,
             rate_limiter: Some(self.after.limits.disk_limiter()),
         })
+    }
+
+    fn limit_net(&self) -> Result<()> {
+        if self.after.net == Net::None {
+            return Ok(());
+        }
+        let limiter = Some(self.after.limits.net_limiter());
+        let (_directory, api) = vm::api(self.tenant)?;
+        Ok(api
+            .with_timeout(PATIENCE)
+            .patch_network_interface(&PartialNetworkInterface {
+                iface_id: vm::INTERFACE.to_owned(),
+                rx_rate_limiter: limiter,
+                tx_rate_limiter: limiter,
+            })?)
     }
 
     /// The monitor looks at the file's size again, then the agent lets the file system fill it.

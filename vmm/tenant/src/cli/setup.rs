@@ -1,10 +1,11 @@
 //! `fief setup`: what the first run would do, done now.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use fief_images::{Kind, rootfs};
 
-use super::{Context, Error, Result, prepare};
+use super::{Context, Error, Result, access, prepare};
 use crate::carry;
 use crate::progress::Shown;
 use crate::spec::KernelChoice;
@@ -19,12 +20,37 @@ pub struct Args {
     /// Images to make ready: debian, busybox [debian]
     #[arg(long, value_name = "IMAGE")]
     image: Vec<String>,
+    /// Let the members of a group use fief: as root, by way of sudo
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Install the systemd unit that starts tenants when this machine boots, and shuts them down with it
+    #[arg(long)]
+    systemd: bool,
 }
 
+/// The unit, for a fief in /usr/local/bin.
+const UNIT: &str = include_str!("../../../../packaging/fief.service");
+const UNIT_BINARY: &str = "/usr/local/bin/fief";
+/// Where units of a machine's administrator are.
+const UNITS: &str = "/etc/systemd/system";
+
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
+    let nothing_asked = args.kernel.is_empty() && args.image.is_empty();
+    if let Some(group) = &args.group {
+        access::permit(group, context.state())?;
+        output(&format!(
+            "group {group}: its members may use fief, and are as mighty as root by that\n"
+        ))?;
+    }
+    if args.systemd {
+        install_unit()?;
+        output("fief.service: installed; `systemctl enable --now fief` switches it on\n")?;
+    }
+    if nothing_asked && (args.group.is_some() || args.systemd) {
+        return Ok(ExitCode::SUCCESS);
+    }
     let images = context.images()?;
     let progress = Shown::default();
-    let nothing_asked = args.kernel.is_empty() && args.image.is_empty();
     let or_debian = |asked: &[String]| {
         if nothing_asked {
             vec!["debian".to_owned()]
@@ -71,4 +97,29 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         output(&format!("emulated host: ready ({})\n", decision.why))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn install_unit() -> Result<()> {
+    let directory = Path::new(UNITS);
+    if !directory.is_dir() {
+        return Err(Error::new(format!(
+            "there is no {UNITS} on this machine; have `fief start --all` run when it boots, and `fief stop --all \
+             --for-shutdown` when it shuts down"
+        )));
+    }
+    let program = std::env::current_exe()?.display().to_string();
+    // Spaces and the like have meanings in a unit (systemd.service(5)).
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
+    if !program.bytes().all(plain) {
+        return Err(Error::new(format!(
+            "the path {program} cannot stand in a unit; install fief in /usr/local/bin"
+        )));
+    }
+    let path = directory.join("fief.service");
+    std::fs::write(&path, UNIT.replace(UNIT_BINARY, &program)).map_err(|error| {
+        Error::new(format!(
+            "cannot write {}: {error}; run it with sudo",
+            path.display()
+        ))
+    })
 }

@@ -168,7 +168,9 @@ pub fn await_agent(store: &Store, tenant: &Tenant, signals: &Signals) -> Result<
     let asked = std::cell::Cell::new(None);
     let lives = || {
         asked.set(asked.get().or(signals.asked_to_end()));
-        asked.get().is_none()
+        // One that its policy starts again and again is not waited for.
+        let again = matches!(tenant.state(), Ok(Some(state)) if state.restarts > 0);
+        asked.get().is_none() && !again
     };
     let connected = crate::agent::connect(tenant, &lives);
     let error = match connected {

@@ -32,14 +32,14 @@ use nix::unistd::geteuid;
 
 pub use error::{NetworkError, Result};
 pub use grants::Grant;
-pub use permission::{grant, granted_to, revoke};
+pub use permission::{forget_grants, grant, granted_to, revoke};
 pub use protocol::Protocol;
 pub use publish::{Publish, PublishError};
 pub use record::{Record, V6};
 pub use tap::TAP;
 
 use crate::spec::{Net, Spec};
-use crate::store::{Held, Tenant, failed as file_failed};
+use crate::store::{Held, failed as file_failed};
 use error::failed;
 use pool::Pool;
 use sysctl::Family;
@@ -393,12 +393,4 @@ fn told(error: NetworkError, record: &Record) -> NetworkError {
         },
         other => other,
     }
-}
-
-/// All that belongs to a tenant of this name as the network sees it, before its name is free again.
-///
-/// # Errors
-/// No permission, or the grants are damaged.
-pub fn forget_grants(tenant: &Tenant) -> Result<()> {
-    permission::forget(&root_of(tenant.directory()), &tenant.name)
 }

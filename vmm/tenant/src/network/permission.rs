@@ -7,9 +7,9 @@ use super::error::{NetworkError, Result};
 use super::grants::{self, Change, Grant};
 use super::record::Record;
 use super::rules::{self, Element};
-use super::{is_made, lock};
+use super::{is_made, lock, root_of};
 use crate::spec::TenantName;
-use crate::store::Store;
+use crate::store::{Store, Tenant};
 
 /// Permits `grant.to` to reach the port. Given twice, it is given once.
 ///
@@ -49,10 +49,14 @@ pub fn revoke(store: &Store, grant: &Grant) -> Result<()> {
     grants::write(root, &mut all)
 }
 
-/// Removes the grants of a tenant that is about to be removed.
-pub fn forget(root: &Path, name: &TenantName) -> Result<()> {
+/// Removes the grants of a tenant that is about to be removed; those that could reach it.
+///
+/// # Errors
+/// No permission, or the grants are damaged.
+pub fn forget_grants(tenant: &Tenant) -> Result<Vec<TenantName>> {
+    let (root, name) = (&root_of(tenant.directory()), &tenant.name);
     if !grants::read(root)?.iter().any(|grant| grant.concerns(name)) {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let _lock = lock()?;
     let (gone, mut kept): (Vec<_>, Vec<_>) = grants::read(root)?
@@ -62,7 +66,9 @@ pub fn forget(root: &Path, name: &TenantName) -> Result<()> {
     for grant in &gone {
         grants::log(root, Change::Removed, grant)?;
     }
-    grants::write(root, &mut kept)
+    grants::write(root, &mut kept)?;
+    let could = gone.into_iter().filter(|grant| grant.tenant == *name);
+    Ok(could.map(|grant| grant.to).collect())
 }
 
 /// Opens all ways again, as far as both ends are there: after a restart of the machine.
@@ -78,15 +84,16 @@ pub fn renew(root: &Path) -> Result<()> {
     rules::add(&elements)
 }
 
-/// Names of tenants that `name` may reach, with their addresses.
+/// Tenants that `tenant` may reach, with their addresses.
 ///
 /// # Errors
 /// The grants are damaged.
-pub fn granted_to(root: &Path, name: &TenantName) -> Result<Vec<(IpAddr, TenantName)>> {
+pub fn granted_to(tenant: &Tenant) -> Result<Vec<(IpAddr, TenantName)>> {
+    let root = &root_of(tenant.directory());
     let mut names = Vec::new();
     for grant in grants::read(root)?
         .into_iter()
-        .filter(|grant| grant.to == *name)
+        .filter(|grant| grant.to == tenant.name)
     {
         if names.iter().any(|(_, known)| *known == grant.tenant) {
             continue;

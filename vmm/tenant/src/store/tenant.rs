@@ -303,9 +303,15 @@ impl Locked {
     pub fn remove(self) -> Result<(), StoreError> {
         let directory = &self.tenant.directory;
         // Whoever gets the name next has no part in what was granted to this one.
-        network::forget_grants(&self.tenant)?;
+        let could_reach = network::forget_grants(&self.tenant)?;
         let _ = Group::of(&self.tenant).remove();
         let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
-        leftovers::dismantle(&gone)
+        leftovers::dismantle(&gone)?;
+        for name in could_reach {
+            let other = Tenant::new(name.clone(), directory.with_file_name(name.as_str()));
+            // One that does not hear it has a name that leads nowhere, until it boots.
+            let _ = crate::provide::renew(&other);
+        }
+        Ok(())
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use fief_api::{
     BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine, Lifecycle,
-    MachineConfiguration, MachineConfigurationUpdate, OnReboot, RateLimiter, Serial,
-    SerialDestination, TokenBucket, Vsock,
+    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, OnReboot,
+    PartialNetworkInterface, RateLimiter, Serial, SerialDestination, TokenBucket, Vsock,
 };
 use fief_devices::limiter::Limits;
 
@@ -439,4 +439,68 @@ fn a_drive_is_removed_before_the_start() {
             .put_all(whole)
             .is_err()
     );
+}
+
+/// Taps need rights that these tests do not ask for; the payload rig has some.
+#[test]
+fn an_interface_at_a_tap_that_is_not_there_is_refused_and_changes_nothing() {
+    let mut desk = Desk::new();
+    let before = (desk.draft.finish().unwrap(), desk.draft.whole());
+    let with = |change: &dyn Fn(&mut NetworkInterface)| {
+        let mut interface = NetworkInterface::new("a", "fief-test-none");
+        change(&mut interface);
+        interface
+    };
+    for (refused, why) in [
+        (with(&|_| ()), "there is no such interface"),
+        (with(&|i| i.iface_id = "a-b".to_owned()), "interface id"),
+        (
+            with(&|i| i.host_dev_name = "a/b".to_owned()),
+            "host_dev_name",
+        ),
+        (with(&|i| i.guest_mac = Some("x".to_owned())), "guest_mac"),
+        (with(&|i| i.mtu = Some(67)), "mtu"),
+    ] {
+        let error = desk.draft.put_interface(refused.clone()).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!((desk.draft.finish().unwrap(), desk.draft.whole()), before);
+    }
+}
+
+#[test]
+fn an_update_of_limits_replaces_the_buckets_that_it_names() {
+    let mut desk = Desk::new();
+    let bucket = |size| TokenBucket {
+        size,
+        one_time_burst: None,
+        refill_time: 1,
+    };
+    let limiter = |bandwidth: Option<u64>, ops: Option<u64>| RateLimiter {
+        bandwidth: bandwidth.map(bucket),
+        ops: ops.map(bucket),
+    };
+    desk.draft.remember_interface(NetworkInterface {
+        rx_rate_limiter: Some(limiter(Some(1), Some(2))),
+        ..NetworkInterface::new("a", "tap0")
+    });
+    let before = desk.draft.whole();
+    let update = |id: &str, rx, tx| PartialNetworkInterface {
+        iface_id: id.to_owned(),
+        rx_rate_limiter: rx,
+        tx_rate_limiter: tx,
+    };
+    let nobody = desk.draft.limited_interface(update("b", None, None));
+    assert!(matches!(nobody, Err(RequestError::NoInterface(id)) if id == "b"));
+    let updated = desk.draft.limited_interface(update(
+        "a",
+        Some(limiter(None, Some(0))),
+        Some(limiter(Some(3), None)),
+    ));
+    let updated = updated.unwrap();
+    assert_eq!(updated.rx_rate_limiter, Some(limiter(Some(1), Some(0))));
+    assert_eq!(updated.tx_rate_limiter, Some(limiter(Some(3), None)));
+    // Only what was carried out is shown.
+    assert_eq!(desk.draft.whole(), before);
+    desk.draft.remember_interface(updated.clone());
+    assert_eq!(desk.draft.whole().network_interfaces, [updated]);
 }

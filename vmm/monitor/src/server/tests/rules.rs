@@ -1,8 +1,9 @@
 //! What is allowed when, and what is said otherwise.
 
 use fief_api::{
-    ActionType, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
-    MachineConfiguration, MachineConfigurationUpdate, PartialDrive, Serial, Vsock,
+    ActionType, Balloon, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
+    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
+    PartialNetworkInterface, Serial, Vsock,
 };
 
 use super::rig::Rig;
@@ -105,9 +106,11 @@ fn nothing_of_the_description_changes_after_the_start() {
         client.put_boot_source(&rig.boot_source()),
         client.put_machine_config(&MachineConfiguration::default()),
         client.patch_machine_config(&update),
+        client.put_network_interface(&NetworkInterface::new("a", "tap0")),
         client.put_vsock(&vsock),
         client.put_entropy(&Entropy::default()),
         client.put_serial(&Serial::default()),
+        client.put_balloon(&Balloon::default()),
         client.put_logger(&Logger::default()),
         client.put_lifecycle(&Lifecycle::default()),
         client.start(),
@@ -130,12 +133,18 @@ fn what_needs_a_running_machine_is_refused_before_the_start() {
         path_on_host: None,
         rate_limiter: None,
     };
+    let interface = PartialNetworkInterface {
+        iface_id: "a".to_owned(),
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    };
     for result in [
         client.pause(),
         client.resume(),
         client.press_power_button(),
         client.action(ActionType::FlushMetrics),
         client.patch_drive(&drive),
+        client.patch_network_interface(&interface),
     ] {
         let message = message(result);
         assert!(
@@ -145,6 +154,8 @@ fn what_needs_a_running_machine_is_refused_before_the_start() {
     }
     rig.start();
     assert!(message(client.patch_drive(&drive)).contains("names no field"));
+    let refused = message(client.patch_network_interface(&interface));
+    assert!(refused.contains("no interface a"), "{refused}");
     client.action(ActionType::FlushMetrics).unwrap();
 }
 
@@ -228,10 +239,13 @@ fn every_refusal_is_json_with_a_message() {
             "must be the same",
         ),
         ("PUT /drives", "{}", "/drives/ID"),
+        ("PUT /network-interfaces", "{}", "/network-interfaces/ID"),
         ("PUT /nowhere", "{}", "/nowhere"),
         ("POST /actions", "{}", "does not take POST"),
         ("OPTIONS *", "", "*"),
-        ("PUT /balloon", "{}", "Firecracker"),
+        ("PUT /metrics", "{}", "Firecracker"),
+        ("PATCH /balloon/hinting/start", "{}", "does not offer"),
+        ("PUT /balloon", "{}", "amount_mib"),
         ("PUT /vsock?x=1", "\u{1}", "line 1"),
     ] {
         let answer = request(&rig, line, body);

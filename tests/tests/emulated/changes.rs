@@ -1,0 +1,122 @@
+//! `fief set` and `fief restart`: what a tenant asks for, changed while it runs and while it does not.
+
+use fief_tests::{in_host, run};
+
+use super::Tenant;
+
+/// A file of the tenant's cgroup in the emulated host.
+fn group(tenant: &str, file: &str) -> String {
+    in_host(&format!("cat /sys/fs/cgroup/fief/{tenant}-*/{file}")).ok()
+}
+
+#[test]
+fn processors_and_memory_change_with_a_restart_and_the_disk_grows_with_its_data() {
+    let tenant = Tenant::start(
+        "grows",
+        "--kernel micro --image busybox --disk 64M --memory 128M",
+    );
+    tenant.sh("echo kept > /root/file; sync").ok();
+    let size = || -> u64 {
+        let size = tenant.sh("df -m / | tail -n 1 | awk '{ print $2 }'").ok();
+        size.parse().unwrap()
+    };
+    let memory = || -> u64 {
+        let total = tenant
+            .sh("sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")
+            .ok();
+        total.parse::<u64>().unwrap() / 1024
+    };
+    assert!(size() < 64 && memory() < 128);
+    let said = run("set grows --cpus 2 --memory 256M --disk 3G");
+    assert!(said.err.contains("next start"), "{}", said.err);
+    said.ok();
+    assert_eq!(tenant.sh("nproc").ok(), "1");
+    run("restart grows").ok();
+    assert_eq!(tenant.sh("nproc; cat /root/file").ok(), "2\nkept");
+    assert!(size() > 2800, "{}", size());
+    assert!((200..256).contains(&memory()), "{}", memory());
+    assert_eq!(group("grows", "cpu.max"), "200000 100000");
+    // It can be filled beyond what it was.
+    tenant
+        .sh("head -c 100000000 /dev/zero > /root/large; sync")
+        .ok();
+    run("stop grows").ok();
+    run("restart grows").ok();
+    assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
+}
+
+#[test]
+fn variables_and_weights_take_effect_at_once() {
+    let tenant = Tenant::start(
+        "tuned",
+        "--kernel micro --image busybox -e A=1 --cpu-weight 50",
+    );
+    assert_eq!(group("tuned", "cpu.weight"), "50");
+    assert_eq!(tenant.sh("echo $A:$B").ok(), "1:");
+    run("set tuned --env A= --env B=two --cpu-weight 300 --io-weight 70").ok();
+    assert_eq!(tenant.sh("echo $A:$B").ok(), ":two");
+    let said = fief_tests::run_with("exec -e B=3 tuned -- sh -c", "echo $B");
+    assert_eq!(said.ok(), "3");
+    assert_eq!(group("tuned", "cpu.weight"), "300");
+    assert_eq!(group("tuned", "io.weight"), "default 70");
+}
+
+#[test]
+fn a_change_that_cannot_be_is_refused_and_changes_nothing() {
+    let _tenant = Tenant::create("unchanged", "--kernel micro --image busybox --disk 1G");
+    let before = run("inspect unchanged").ok();
+    for (change, words) in [
+        ("", &["nothing to set"][..]),
+        ("--disk 512M", &["512 MiB", "1 GiB", "cannot shrink"]),
+        ("--disk 900T", &["16 TiB"]),
+        ("--memory 1M", &["--memory 1 MiB", "at least"]),
+        ("--memory 900G", &["--memory 900 GiB", "give less"]),
+        ("--cpus 0", &["--cpus 0", "1 to 32"]),
+        ("--cpus 999", &["--cpus 999", "1 to 32"]),
+        ("--cpu-weight 0", &["--cpu-weight 0", "1 to 10000"]),
+        ("--restart sometimes", &["sometimes", "unless-stopped"]),
+        ("--memory 256M --cpus 0", &["--cpus 0"]),
+        ("-e =x", &["=x", "NAME=VALUE"]),
+        ("--log-size 1", &["--log-size", "at least"]),
+    ] {
+        let said = run(&format!("set unchanged {change}")).fails(125);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for word in words {
+            assert!(said.contains(word), "no '{word}' in: {said}");
+        }
+        assert_eq!(run("inspect unchanged").ok(), before, "{change}");
+    }
+    let said = run("set nobody-there --cpus 1").fails(125);
+    assert!(said.contains("no tenant 'nobody-there'"), "{said}");
+    // The control.
+    run("set unchanged --cpus 2").ok();
+    assert_ne!(run("inspect unchanged").ok(), before);
+}
+
+#[test]
+fn several_tenants_restart_also_one_that_is_stopped_and_one_that_does_not_listen() {
+    let polite = Tenant::start("polite", "--kernel micro --image busybox");
+    let _stopped = Tenant::create("lazy", "--kernel micro --image busybox");
+    let boot = |name: &str| {
+        run(&format!(
+            "exec {name} -- cat /proc/sys/kernel/random/boot_id"
+        ))
+        .ok()
+    };
+    polite.sh("touch /root/mark; sync").ok();
+    let before = boot("polite");
+    assert_eq!(run("restart polite lazy").ok(), "polite\nlazy");
+    assert_ne!(boot("polite"), before);
+    polite.sh("test -f /root/mark").ok();
+    run("exec lazy -- true").ok();
+    let before = boot("polite");
+    // No time to shut down at all: by force.
+    run("restart -t 0 polite").ok();
+    assert_ne!(boot("polite"), before);
+    let said = run("restart nobody-there").fails(125);
+    assert!(said.contains("no tenant 'nobody-there'"), "{said}");
+    let brief = Tenant::start("brief", "--rm --kernel micro --image busybox");
+    let said = run("restart brief").fails(125);
+    assert!(said.contains("--rm"), "{said}");
+    brief.sh("true").ok();
+}

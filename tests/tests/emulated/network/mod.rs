@@ -1,0 +1,167 @@
+//! Tenants' networks. A namespace `outside` of the emulated host stands for the world: the host's way out leads there, and
+//! it knows of no tenants.
+//!
+//! Rules that a test takes away come back whenever any fief makes or removes a tenant's network, as other tests do at the
+//! same time. So a control takes them away and tries, again and again, until the probe gets through.
+
+mod apart;
+mod errors;
+mod grants;
+mod leftovers;
+mod ways;
+
+use std::io::Read;
+use std::process::Stdio;
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
+
+use fief_tests::{Said, binary, feed, fief, in_host, run, waiting};
+
+use super::{Tenant, json};
+
+/// Addresses of the host towards the world, and of the world.
+pub const HOST: &str = "203.0.113.1";
+const OUTSIDE: &str = "203.0.113.9";
+const HOST6: &str = "2001:db8:9::1";
+const OUTSIDE6: &str = "2001:db8:9::9";
+/// Where clouds keep credentials. Here, the world does.
+const METADATA: &str = "169.254.169.254";
+
+const WORLD: &str = "
+ip netns list | grep -q '^outside' && exit
+ip netns add outside
+ip link add out0 type veth peer name in0 netns outside
+ip addr add $HOST/24 dev out0; ip -6 addr add $HOST6/64 dev out0 nodad; ip link set out0 up
+ip netns exec outside sh -ec '
+    ip link set lo up; ip link set in0 up
+    ip addr add $OUTSIDE/24 dev in0; ip -6 addr add $OUTSIDE6/64 dev in0 nodad
+    ip addr add $METADATA/32 dev in0'
+ip route add default via $OUTSIDE; ip -6 route add default via $OUTSIDE6
+ip route add $METADATA/32 via $OUTSIDE
+";
+
+/// Makes sure once that the world is there, and the probe in the host.
+pub fn world() {
+    static WORLD_IS_THERE: OnceLock<()> = OnceLock::new();
+    WORLD_IS_THERE.get_or_init(|| {
+        let settings = format!(
+            "HOST={HOST} OUTSIDE={OUTSIDE} HOST6={HOST6} OUTSIDE6={OUTSIDE6} METADATA={METADATA}"
+        );
+        in_host(&format!("set -e; export {settings}\n{WORLD}")).ok();
+        // An earlier run's, on the same ports.
+        let _ = in_host("for pid in $(pidof net-probe); do kill $pid; done");
+        put("host exec -i --");
+    });
+}
+
+/// Copies the probe to where `fief LINE` runs commands.
+fn put(line: &str) {
+    let mut probe = Vec::new();
+    let path = binary("fief-probe");
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_to_end(&mut probe))
+        .unwrap();
+    let script = "cat > /tmp/probe && chmod 755 /tmp/probe && mv /tmp/probe /bin/net-probe";
+    let words = line.split_whitespace().chain(["sh", "-c", script]);
+    let child = fief(words).stdin(Stdio::piped()).spawn().unwrap();
+    Said::from(feed(child, probe)).ok();
+}
+
+/// Runs a probe in the host's namespace.
+fn host_probe(words: &str) -> Said {
+    in_host(&format!("net-probe {words}"))
+}
+
+/// Runs a probe in the world.
+fn outside_probe(words: &str) -> Said {
+    in_host(&format!("ip netns exec outside net-probe {words}"))
+}
+
+/// A tenant with the probe in it.
+struct Peer {
+    tenant: Tenant,
+    address: String,
+    address6: String,
+    mac: String,
+    link: String,
+    namespace: String,
+}
+
+impl Peer {
+    #[track_caller]
+    fn start(name: &str, options: &str) -> Self {
+        world();
+        let options = format!("--kernel micro --image busybox --memory 128M {options}");
+        let tenant = Tenant::start(name, &options);
+        put(&format!("exec -i {name} --"));
+        Self::of(tenant)
+    }
+
+    #[track_caller]
+    fn of(tenant: Tenant) -> Self {
+        let all = json(&run(&format!("inspect {}", tenant.0)).ok());
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let network = &all["network"];
+        Self {
+            address: text(&network["address"]),
+            address6: text(&network["v6"]["address"]),
+            mac: text(&network["mac"]),
+            link: text(&network["link"]),
+            namespace: text(&network["namespace"]),
+            tenant,
+        }
+    }
+
+    fn probe(&self, words: &str) -> Said {
+        run(&format!("exec {} -- net-probe {words}", self.tenant.0))
+    }
+
+    /// The address of its own link, as Linux makes it of the MAC.
+    fn link_local(&self) -> String {
+        self.sh("ip -6 addr show dev eth0 scope link | sed -n 's/.*inet6 \\([^/]*\\).*/\\1/p'")
+    }
+
+    /// Runs a shell script as the tenant's root.
+    #[track_caller]
+    fn sh(&self, script: &str) -> String {
+        self.tenant.sh(script).ok()
+    }
+}
+
+/// Two neighbours, for tests that leave them as they were; one test at a time has them.
+struct Neighbours {
+    alice: Peer,
+    bob: Peer,
+}
+
+fn neighbours() -> MutexGuard<'static, Neighbours> {
+    static BOTH: LazyLock<Mutex<Neighbours>> = LazyLock::new(|| {
+        Mutex::new(Neighbours {
+            alice: Peer::start("net-alice", "-p 4001:4000 -p 0.0.0.0:4002:4000"),
+            bob: Peer::start("net-bob", ""),
+        })
+    });
+    // A test that failed leaves them to the next one.
+    BOTH.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Tries until `change`, done in the host before each try, lets the probe through.
+#[track_caller]
+fn gets_through(change: &str, probe: impl Fn() -> Said) {
+    waiting::until(&format!("a probe gets through after: {change}"), || {
+        in_host(change).ok();
+        match probe().code {
+            Some(0) => Some(()),
+            Some(1) => None,
+            other => panic!("the probe cannot be made: {other:?}"),
+        }
+    });
+}
+
+/// The rules are as fief makes them: every command that changes a network sets them.
+#[track_caller]
+fn rules_are_back() {
+    let both = "net-alice --to net-bob --port 9";
+    run(&format!("grant {both}")).ok();
+    run(&format!("revoke {both}")).ok();
+}
