@@ -10,6 +10,7 @@ mod control;
 mod copies;
 mod crashes;
 mod density;
+mod disks;
 mod images;
 mod instructions;
 mod isolation;

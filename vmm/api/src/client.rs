@@ -150,6 +150,12 @@ impl Client {
         self.send(&Endpoint::PatchDrive(drive.drive_id.clone()), drive)
     }
 
+    /// Asks the guest to release a drive. [`vm_config`](Self::vm_config) tells when it has.
+    pub fn delete_drive(&self, id: &str) -> Result<(), ClientError> {
+        let endpoint = Endpoint::DeleteDrive(id.to_owned());
+        self.exchange(&endpoint, None).map(|_| ())
+    }
+
     pub fn put_vsock(&self, vsock: &Vsock) -> Result<(), ClientError> {
         self.send(&Endpoint::PutVsock, vsock)
     }

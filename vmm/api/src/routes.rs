@@ -8,6 +8,7 @@ pub enum Method {
     Get,
     Put,
     Patch,
+    Delete,
 }
 
 impl Method {
@@ -17,6 +18,7 @@ impl Method {
             Self::Get => "GET",
             Self::Put => "PUT",
             Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
         }
     }
 }
@@ -40,6 +42,8 @@ pub enum Endpoint {
     PutDrive(String),
     /// With the drive's id.
     PatchDrive(String),
+    /// With the drive's id.
+    DeleteDrive(String),
     /// With the interface's id.
     PutNetworkInterface(String),
     /// With the interface's id.
@@ -89,6 +93,15 @@ const fn change(method: Method, path: &'static str, request: &'static str) -> Ro
     }
 }
 
+const fn delete(path: &'static str) -> Route {
+    Route {
+        method: Method::Delete,
+        path,
+        request: None,
+        response: None,
+    }
+}
+
 /// Every route of the API.
 pub const ROUTES: &[Route] = &[
     get("/", "InstanceInfo"),
@@ -103,6 +116,7 @@ pub const ROUTES: &[Route] = &[
     change(Method::Put, "/boot-source", "BootSource"),
     change(Method::Put, "/drives/{drive_id}", "Drive"),
     change(Method::Patch, "/drives/{drive_id}", "PartialDrive"),
+    delete("/drives/{drive_id}"),
     change(
         Method::Put,
         "/network-interfaces/{iface_id}",
@@ -183,7 +197,8 @@ impl Endpoint {
             ("PUT", ["boot-source"]) => Self::PutBootSource,
             ("PUT", ["drives", id]) => Self::PutDrive((*id).to_owned()),
             ("PATCH", ["drives", id]) => Self::PatchDrive((*id).to_owned()),
-            ("PUT" | "PATCH", ["drives"]) => return Err(RouteError::NoDriveId),
+            ("DELETE", ["drives", id]) => Self::DeleteDrive((*id).to_owned()),
+            ("PUT" | "PATCH" | "DELETE", ["drives"]) => return Err(RouteError::NoDriveId),
             ("PUT", ["network-interfaces", id]) => Self::PutNetworkInterface((*id).to_owned()),
             ("PATCH", ["network-interfaces", id]) => Self::PatchNetworkInterface((*id).to_owned()),
             ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
@@ -246,6 +261,7 @@ impl Endpoint {
             Self::PutBootSource => (Method::Put, "/boot-source"),
             Self::PutDrive(id) => return (Method::Put, format!("/drives/{id}")),
             Self::PatchDrive(id) => return (Method::Patch, format!("/drives/{id}")),
+            Self::DeleteDrive(id) => return (Method::Delete, format!("/drives/{id}")),
             Self::PutNetworkInterface(id) => {
                 return (Method::Put, format!("/network-interfaces/{id}"));
             }

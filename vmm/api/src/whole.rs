@@ -20,6 +20,9 @@ pub struct FullVmConfiguration {
     pub boot_source: Option<BootSource>,
     #[serde(default)]
     pub drives: Vec<Drive>,
+    /// Ours, in answers only: ids of the drives that the guest was asked to release and has not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releasing: Vec<String>,
     #[serde(
         rename = "machine-config",
         default,

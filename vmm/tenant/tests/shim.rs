@@ -69,6 +69,7 @@ impl Rig {
             cpus: 1,
             memory: "64M".parse().unwrap(),
             disk: "16M".parse().unwrap(),
+            disks: Vec::new(),
             init: Init::Agent,
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),

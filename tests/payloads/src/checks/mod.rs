@@ -4,6 +4,7 @@ pub mod balloon;
 pub mod block;
 pub mod entropy;
 pub mod entry;
+pub mod hot_plug;
 pub mod interrupt;
 pub mod net;
 pub mod pci;

@@ -76,7 +76,7 @@ fn types() -> BTreeMap<&'static str, Wire> {
     });
     let lifecycle = json!({"on_reboot": "Restart"});
     let whole = json!({
-        "boot-source": boot, "drives": [drive], "machine-config": machine,
+        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine,
         "network-interfaces": [interface], "vsock": vsock, "entropy": entropy, "balloon": balloon,
         "logger": logger, "serial": serial, "lifecycle": lifecycle
     });

@@ -5,6 +5,7 @@ mod network;
 
 use std::path::PathBuf;
 
+use fief_devices::limiter::Limits;
 pub use network::{InterfaceConfig, MAX_INTERFACES, insert_interface};
 
 /// Everything that a machine is built from.
@@ -18,8 +19,8 @@ pub struct VmConfig {
     /// In the order they were added.
     pub interfaces: Vec<InterfaceConfig>,
     pub vsock: Option<VsockConfig>,
-    /// virtio-rng present.
-    pub entropy: bool,
+    /// virtio-rng with its limits, if there is one.
+    pub entropy: Option<Limits>,
     pub balloon: Option<BalloonConfig>,
     /// The host's devices write to guest RAM by themselves, so that its pages must stay where they are (passthrough).
     pub pinned_memory: bool,
@@ -75,7 +76,7 @@ pub enum ConfigError {
     Partuuid { id: String, partuuid: String },
     #[error("drive {second} cannot be the root device: drive {first} is; only one can be")]
     TwoRootDevices { first: String, second: String },
-    #[error("there are {MAX_DRIVES} drives already; no more fit on the bus")]
+    #[error("there are {MAX_DRIVES} drives already; remove one first")]
     TooManyDrives,
     #[error("the interface id '{0}' is not allowed; use 1 to 64 letters, digits and underscores")]
     InterfaceId(String),
@@ -210,6 +211,7 @@ pub struct DriveConfig {
     pub direct: bool,
     /// Number of request queues, 1 to the number of vCPUs.
     pub queues: u16,
+    pub limits: Limits,
 }
 
 /// Whether `id` can be that of a drive or interface.
@@ -244,6 +246,19 @@ impl DriveConfig {
                     partuuid: shortened(partuuid),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The drive has more queues than the guest has vCPUs.
+    pub fn check_queues(&self, vcpus: u8) -> Result<(), ConfigError> {
+        if self.queues > u16::from(vcpus) {
+            return Err(ConfigError::QueuesBeyondVcpus {
+                id: self.id.clone(),
+                asked: self.queues,
+                vcpus,
+            });
         }
         Ok(())
     }
@@ -302,19 +317,8 @@ impl VmConfig {
                 return Err(ConfigError::BalloonWithPinnedMemory);
             }
         }
-        let vcpus = self.cpus.count();
-        let too_many = self
-            .drives
-            .iter()
-            .find(|drive| drive.queues > u16::from(vcpus));
-        match too_many {
-            Some(drive) => Err(ConfigError::QueuesBeyondVcpus {
-                id: drive.id.clone(),
-                asked: drive.queues,
-                vcpus,
-            }),
-            None => Ok(()),
-        }
+        let mut drives = self.drives.iter();
+        drives.try_for_each(|drive| drive.check_queues(self.cpus.count()))
     }
 }
 

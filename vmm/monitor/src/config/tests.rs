@@ -11,6 +11,7 @@ fn drive(id: &str, root_device: bool) -> DriveConfig {
         io_uring: false,
         direct: false,
         queues: 1,
+        limits: fief_devices::limiter::Limits::default(),
     }
 }
 
@@ -140,7 +141,7 @@ fn least() -> VmConfig {
         drives: Vec::new(),
         interfaces: Vec::new(),
         vsock: None,
-        entropy: false,
+        entropy: None,
         balloon: None,
         pinned_memory: false,
         serial: SerialConfig::Stdio,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
@@ -11,9 +12,9 @@ use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::with_causes;
-use crate::config::VmConfig;
+use crate::config::{DriveConfig, VmConfig};
 use crate::events::Events;
-use crate::machine::{Event, ExitReason, Machine, MachineError, OnEvent};
+use crate::machine::{DriveStatus, Event, ExitReason, Machine, MachineError, OnEvent};
 
 /// What the API thread asks for.
 #[derive(Debug)]
@@ -23,6 +24,14 @@ pub enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    AddDrive(Box<DriveConfig>),
+    /// Asks the guest to release the drive with this id.
+    ReleaseDrive(String),
+    /// Puts another file behind the drive, or reads the size of its file again.
+    ReplaceDriveFile(String, PathBuf),
+    LimitDrive(String, Limits),
+    /// Answers with the drives that the machine has.
+    ListDrives(oneshot::Sender<Vec<DriveStatus>>),
     Balloon(BalloonCommand),
     /// Other limits for a network interface.
     LimitInterface {
@@ -66,6 +75,8 @@ pub type Outcome = Result<(), String>;
 
 enum Message {
     Command(Command, oneshot::Sender<Outcome>),
+    /// The guest let go of a drive.
+    Released(String),
     /// The machine with this number ended.
     Ended(u64, ExitReason),
 }
@@ -109,6 +120,18 @@ pub trait Guest {
     fn pause(&self) -> Result<(), MachineError>;
     fn press_power_button(&self);
     /// # Errors
+    /// The drive cannot be made, or the bus is full.
+    fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive.
+    fn release_drive(&self, id: &str) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive, or the file cannot be one.
+    fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive.
+    fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError>;
+    fn drives(&self) -> Vec<DriveStatus>;
     /// There is no such interface, or it cannot go on.
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
     /// A way to speak to its balloon, if it has one.
@@ -126,6 +149,26 @@ impl Guest for Machine {
 
     fn press_power_button(&self) {
         Machine::press_power_button(self);
+    }
+
+    fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError> {
+        Machine::add_drive(self, config)
+    }
+
+    fn release_drive(&self, id: &str) -> Result<(), MachineError> {
+        Machine::release_drive(self, id)
+    }
+
+    fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError> {
+        Machine::replace_drive_file(self, id, path)
+    }
+
+    fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError> {
+        Machine::limit_drive(self, id, limits)
+    }
+
+    fn drives(&self) -> Vec<DriveStatus> {
+        Machine::drives(self)
     }
 
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
@@ -201,6 +244,7 @@ impl Control {
                 restarts.fetch_add(1, Ordering::AcqRel);
                 post.ring();
             }
+            Event::Released(drive) => post.send(Message::Released(drive)),
             Event::Ended(reason) => post.send(Message::Ended(number, reason)),
         });
         let said = |error: MachineError| with_causes(&error);
@@ -247,6 +291,10 @@ impl Control {
             Message::Ended(number, reason) => {
                 (number == self.number && self.machine.is_some()).then_some(reason)
             }
+            Message::Released(drive) => {
+                events.released(&drive);
+                None
+            }
             Message::Command(command, reply) => {
                 let outcome = self.obey(command, events);
                 // The client may be gone.
@@ -267,6 +315,15 @@ impl Control {
             Command::Resume => machine.resume(),
             Command::PressPowerButton => {
                 machine.press_power_button();
+                Ok(())
+            }
+            Command::AddDrive(config) => machine.add_drive(&config),
+            Command::ReleaseDrive(id) => machine.release_drive(&id),
+            Command::ReplaceDriveFile(id, path) => machine.replace_drive_file(&id, &path),
+            Command::LimitDrive(id, limits) => machine.limit_drive(&id, limits),
+            Command::ListDrives(reply) => {
+                // The client may be gone.
+                let _ = reply.send(machine.drives());
                 Ok(())
             }
             Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),

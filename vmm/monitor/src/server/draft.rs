@@ -5,19 +5,21 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use fief_api::{
-    Balloon, BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine,
-    Lifecycle, MachineConfiguration, MachineConfigurationUpdate, NetworkInterface,
-    PartialNetworkInterface, RateLimiter, Serial, SerialDestination, TokenBucket, Vsock,
+    Balloon, BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
+    MachineConfigurationUpdate, NetworkInterface, PartialNetworkInterface, RateLimiter, Serial,
+    SerialDestination, Vsock,
 };
-use fief_devices::limiter::{Limit, Limits};
 
 use super::error::RequestError;
+use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
     BalloonConfig, BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking,
-    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_drive, insert_interface,
+    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_interface,
 };
 use crate::machine::files::Files;
+
+mod drives;
 
 /// The command line of a boot source without one: on a reset use what every machine here has (the keyboard
 /// controller), and do not stay in a panic.
@@ -69,6 +71,11 @@ impl Draft {
     /// # Errors
     /// The first thing in it that would be refused.
     pub fn put_all(&mut self, config: FullVmConfiguration) -> Result<(), RequestError> {
+        if !config.releasing.is_empty() {
+            return Err(RequestError::Unsupported(
+                "a machine that does not run yet has no drives to release; leave releasing out",
+            ));
+        }
         if let Some(machine) = config.machine_config {
             self.put_machine(machine)?;
         }
@@ -164,47 +171,6 @@ impl Draft {
         });
         self.wire.boot_source = Some(source);
         Ok(())
-    }
-
-    pub fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
-        if drive.socket.is_some() {
-            return Err(RequestError::Unsupported(
-                "vhost-user drives (socket) are not supported; give a path_on_host",
-            ));
-        }
-        if drive.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
-        let Some(path) = &drive.path_on_host else {
-            return Err(RequestError::NoDrivePath(drive.drive_id.clone()));
-        };
-        let config = DriveConfig {
-            id: drive.drive_id.clone(),
-            path: PathBuf::from(path),
-            read_only: drive.is_read_only,
-            root_device: drive.is_root_device,
-            // Firecracker looks at it for the root device only.
-            partuuid: drive.partuuid.clone().filter(|_| drive.is_root_device),
-            writeback: drive.cache_type == CacheType::Writeback,
-            io_uring: drive.io_engine == IoEngine::Async,
-            direct: drive.direct_io,
-            queues: DriveConfig::queues(&drive.drive_id, drive.num_queues)?,
-        };
-        config.check()?;
-        self.check_disk(&config)?;
-        insert_drive(&mut self.drives, config)?;
-        self.remember_drive(drive);
-        Ok(())
-    }
-
-    /// Keeps the drives of `wire` in the order of the machine's.
-    fn remember_drive(&mut self, drive: Drive) {
-        self.wire
-            .drives
-            .retain(|other| other.drive_id != drive.drive_id);
-        self.wire.drives.push(drive);
-        let place = |id: &str| self.drives.iter().position(|drive| drive.id == id);
-        self.wire.drives.sort_by_key(|drive| place(&drive.drive_id));
     }
 
     fn check_disk(&self, drive: &DriveConfig) -> Result<(), RequestError> {
@@ -304,9 +270,6 @@ impl Draft {
     }
 
     pub fn put_entropy(&mut self, entropy: Entropy) -> Result<(), RequestError> {
-        if entropy.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
         self.wire.entropy = Some(entropy);
         Ok(())
     }
@@ -422,7 +385,7 @@ impl Draft {
             drives: self.drives.clone(),
             interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
-            entropy: self.wire.entropy.is_some(),
+            entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
             balloon: self.balloon,
             // Nothing can be passed through yet.
             pinned_memory: false,
@@ -437,22 +400,9 @@ impl Draft {
     }
 }
 
-const NO_RATE_LIMITS: RequestError =
-    RequestError::Unsupported("rate limits are not supported yet; leave rate_limiter out");
-
-/// What a rate limiter of the API means to a device.
-pub fn limits(limiter: Option<RateLimiter>) -> Limits {
-    let limit = |bucket: TokenBucket| Limit {
-        size: bucket.size,
-        one_time_burst: bucket.one_time_burst.unwrap_or(0),
-        refill_time: bucket.refill_time,
-    };
-    let limiter = limiter.unwrap_or_default();
-    Limits {
-        bandwidth: limiter.bandwidth.map(limit),
-        ops: limiter.ops.map(limit),
-    }
-}
+const NO_RATE_LIMITS: RequestError = RequestError::Unsupported(
+    "rate limits of the serial port are not supported; leave rate_limiter out",
+);
 
 fn machine_parts(
     machine: &MachineConfiguration,

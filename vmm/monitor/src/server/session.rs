@@ -1,11 +1,13 @@
 //! What clients see: the description, the state, and which request is allowed when.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fief_api::{
-    ActionType, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Endpoint, FIRECRACKER_VERSION,
-    InstanceActionInfo, InstanceInfo, InstanceState, Version, Vm, VmState,
+    ActionType, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Drive, Endpoint,
+    FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState, PartialDrive, Version,
+    Vm, VmState,
 };
 use fief_devices::virtio::balloon::BalloonReport;
 use serde::Serialize;
@@ -13,8 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::control::{BalloonCommand, Command, Post};
-use super::draft::{Draft, limits};
+use super::draft::Draft;
 use super::error::RequestError;
+use super::limits::limits;
 use crate::logger;
 use crate::machine::files::Files;
 
@@ -56,7 +59,9 @@ fn when(endpoint: &Endpoint) -> When {
         | Endpoint::Version
         | Endpoint::GetMachineConfig
         | Endpoint::GetBalloon
-        | Endpoint::GetVmConfig => When::Always,
+        | Endpoint::GetVmConfig
+        | Endpoint::PutDrive(_)
+        | Endpoint::DeleteDrive(_) => When::Always,
         Endpoint::PatchBalloon
         | Endpoint::GetBalloonStatistics
         | Endpoint::PatchBalloonStatistics
@@ -92,22 +97,27 @@ impl Session {
             Endpoint::DescribeInstance => json(&self.describe()),
             Endpoint::Version => json(&version()),
             Endpoint::GetMachineConfig => json(self.draft.machine()),
-            Endpoint::GetVmConfig => json(&self.draft.whole()),
+            Endpoint::GetVmConfig => {
+                let releasing = self.look_at_drives().await?;
+                json(&fief_api::FullVmConfiguration {
+                    releasing,
+                    ..self.draft.whole()
+                })
+            }
             Endpoint::PutMachineConfig => done(self.draft.put_machine(body.parse()?)),
             Endpoint::PatchMachineConfig => done(self.draft.patch_machine(body.parse()?)),
             Endpoint::PutBootSource => done(self.draft.put_boot(body.parse()?)),
             Endpoint::PutDrive(id) => {
-                let drive: fief_api::Drive = body.parse()?;
+                let drive: Drive = body.parse()?;
                 same_id(&id, &drive.drive_id)?;
-                done(self.draft.put_drive(drive))
+                done(self.put_drive(drive).await)
             }
             Endpoint::PatchDrive(id) => {
-                let drive: fief_api::PartialDrive = body.parse()?;
-                same_id(&id, &drive.drive_id)?;
-                Err(RequestError::Unsupported(
-                    "a running microVM cannot change its drives yet; stop it and start it with the new ones",
-                ))
+                let update: PartialDrive = body.parse()?;
+                same_id(&id, &update.drive_id)?;
+                done(self.patch_drive(update).await)
             }
+            Endpoint::DeleteDrive(id) => done(self.delete_drive(id).await),
             Endpoint::PutNetworkInterface(id) => {
                 let interface: fief_api::NetworkInterface = body.parse()?;
                 same_id(&id, &interface.iface_id)?;
@@ -195,6 +205,61 @@ impl Session {
             self.state = state;
         }
         Ok(Answer::Done)
+    }
+
+    fn has_started(&self) -> bool {
+        self.state != InstanceState::NotStarted
+    }
+
+    /// Forgets the drives that the guest has let go of; gives the ids of those that it was asked to.
+    async fn look_at_drives(&mut self) -> Result<Vec<String>, RequestError> {
+        if !self.has_started() {
+            return Ok(Vec::new());
+        }
+        let (reply, drives) = oneshot::channel();
+        self.ask(Command::ListDrives(reply)).await?;
+        let drives = drives.await.map_err(|_| RequestError::Exiting)?;
+        let is_there = |id: &str| drives.iter().any(|drive| drive.id == id);
+        self.draft.keep_drives(is_there);
+        let leaving = drives.into_iter().filter(|drive| drive.leaving);
+        Ok(leaving.map(|drive| drive.id).collect())
+    }
+
+    async fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.put_drive(drive);
+        }
+        self.look_at_drives().await?;
+        let config = self.draft.check_new_drive(&drive)?;
+        self.ask(Command::AddDrive(Box::new(config.clone())))
+            .await?;
+        self.draft.remember_drive(drive, config)
+    }
+
+    async fn delete_drive(&mut self, id: String) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.remove_drive(&id);
+        }
+        self.look_at_drives().await?;
+        self.draft.drive(&id)?;
+        self.ask(Command::ReleaseDrive(id)).await
+    }
+
+    async fn patch_drive(&mut self, update: PartialDrive) -> Result<(), RequestError> {
+        self.look_at_drives().await?;
+        let limiter = self.draft.check_update(&update)?;
+        let id = update.drive_id;
+        if let Some(path) = update.path_on_host {
+            let command = Command::ReplaceDriveFile(id.clone(), PathBuf::from(&path));
+            self.ask(command).await?;
+            (self.draft).change_drive(&id, |drive| drive.path_on_host = Some(path));
+        }
+        if limiter.is_some() {
+            let command = Command::LimitDrive(id.clone(), limits(limiter));
+            self.ask(command).await?;
+            (self.draft).change_drive(&id, |drive| drive.rate_limiter = limiter);
+        }
+        Ok(())
     }
 
     async fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<Answer, RequestError> {

@@ -3,6 +3,7 @@
 mod balloon;
 mod clients;
 mod drafts;
+mod drives;
 mod files;
 mod lifecycle;
 mod rig;
