@@ -176,7 +176,7 @@ fn without_root_or_nft_it_says_so_and_names_the_way_without_a_network() {
     let as_nobody = |words: &str| {
         in_host(&format!(
             "mkdir -p {place}/state; cp -a /var/lib/fief/images {place}/state/ 2>/dev/null; chown -R nobody {place}
-             busybox setuidgid nobody fief --host native --state-dir {place}/state {words}"
+             setpriv --reuid=65534 --regid=65534 --clear-groups fief --host native --state-dir {place}/state {words}"
         ))
     };
     let error = as_nobody(line).fails(125);

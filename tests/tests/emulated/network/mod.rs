@@ -115,6 +115,11 @@ impl Peer {
         run(&format!("exec {} -- net-probe {words}", self.tenant.0))
     }
 
+    /// The address of its own link, as Linux makes it of the MAC.
+    fn link_local(&self) -> String {
+        self.sh("ip -6 addr show dev eth0 scope link | sed -n 's/.*inet6 \\([^/]*\\).*/\\1/p'")
+    }
+
     /// Runs a shell script as the tenant's root.
     #[track_caller]
     fn sh(&self, script: &str) -> String {

@@ -58,7 +58,8 @@ fn a_published_port_is_reached_from_loopback_and_where_it_says_from_outside() {
     }
     // An ordinary user of the host reaches what is published, and nothing else.
     let as_user = |probe: &str| {
-        let script = format!("busybox setuidgid nobody net-probe {probe}");
+        let script =
+            format!("setpriv --reuid=65534 --regid=65534 --clear-groups net-probe {probe}");
         in_host(&script)
     };
     as_user("tcp 127.0.0.1 4001").ok();
