@@ -1,5 +1,7 @@
 //! What `fief doctor` reports: the things that fief needs of this machine, each with what to do where it is missing.
 
+mod network;
+
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
@@ -118,6 +120,7 @@ pub fn examine(asked: HostChoice, monitor: &Path, agent: &Path, state: &Path) ->
         "e2fsprogs",
         Health::Missing,
     ));
+    checks.extend(network::checks(needed(HostKind::Native)));
     checks.push(space(state));
     checks.push(memory());
     Report { host, checks }

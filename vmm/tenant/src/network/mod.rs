@@ -312,12 +312,9 @@ fn establish(record: &Record) -> Result<()> {
     families
         .iter()
         .try_for_each(|f| sysctl::claim_forwarding(*f))?;
-    let mut elements = rules::pools(record);
-    elements.extend(rules::senders(record));
-    elements.extend(rules::published(record));
     let inside = namespace::make(&record.namespace)
         .map_err(failed(format!("make the namespace {}", record.namespace)))?;
-    rules::add(&elements)?;
+    rules::add(&rules::of(record))?;
     let entering = || failed(format!("enter the namespace {}", record.namespace));
     namespace::within(&inside, prepare).map_err(entering())??;
     link::make(record, &inside)?;

@@ -7,7 +7,7 @@ use super::error::{NetworkError, Result};
 use super::grants::{self, Change, Grant};
 use super::record::Record;
 use super::rules::{self, Element};
-use super::{is_made, lock, root_of};
+use super::{is_made, lock, records, root_of};
 use crate::spec::TenantName;
 use crate::store::{Store, Tenant};
 
@@ -21,15 +21,16 @@ pub fn grant(store: &Store, grant: &Grant) -> Result<()> {
     }
     let _lock = lock()?;
     let root = store.root();
-    let pair = [record_of(root, &grant.tenant)?, record_of(root, &grant.to)?];
+    for name in [&grant.tenant, &grant.to] {
+        read(root, name)?.ok_or_else(|| NetworkError::NoNetwork(name.to_string()))?;
+    }
     let mut all = grants::read(root)?;
     if !all.contains(grant) {
         all.push(grant.clone());
         grants::log(root, Change::Granted, grant)?;
         grants::write(root, &mut all)?;
     }
-    let [of, to] = pair;
-    rules::add(&elements(grant, &of, &to))
+    renew(root)
 }
 
 /// Takes a grant back: connections that it allowed end.
@@ -71,16 +72,18 @@ pub fn forget_grants(tenant: &Tenant) -> Result<Vec<TenantName>> {
     Ok(could.map(|grant| grant.to).collect())
 }
 
-/// Opens all ways again, as far as both ends are there: after a restart of the machine.
+/// Sets the rules and all elements of the state directory's tenants that are there: after a restart of the machine, and
+/// where somebody else removed them (`nft flush ruleset`).
 pub fn renew(root: &Path) -> Result<()> {
-    let elements: Vec<Element> = grants::read(root)?
-        .iter()
-        .filter_map(|grant| both(root, grant))
-        .flatten()
-        .collect();
-    if elements.is_empty() {
-        return Ok(());
+    let mut elements = Vec::new();
+    for (_, record) in records(root)?
+        .into_iter()
+        .filter(|(_, record)| is_made(record))
+    {
+        elements.extend(rules::of(&record));
     }
+    let ways = grants::read(root)?;
+    elements.extend(ways.iter().filter_map(|grant| both(root, grant)).flatten());
     rules::add(&elements)
 }
 
@@ -124,20 +127,10 @@ fn close(root: &Path, grants: &[Grant]) -> Result<()> {
 /// The elements of a grant whose ends both are in the kernel: an address alone may be somebody else's by now.
 fn both(root: &Path, grant: &Grant) -> Option<Vec<Element>> {
     let here = |name| read(root, name).ok().flatten().filter(is_made);
-    Some(elements(grant, &here(&grant.tenant)?, &here(&grant.to)?))
-}
-
-fn elements(grant: &Grant, of: &Record, to: &Record) -> Vec<Element> {
-    if !is_made(of) || !is_made(to) {
-        return Vec::new();
-    }
-    rules::way(to, of, grant.protocol, grant.port)
+    let (of, to) = (here(&grant.tenant)?, here(&grant.to)?);
+    Some(rules::way(&to, &of, grant.protocol, grant.port))
 }
 
 fn read(root: &Path, name: &TenantName) -> Result<Option<Record>> {
     Record::read(&root.join("tenants").join(name.as_str()))
-}
-
-fn record_of(root: &Path, name: &TenantName) -> Result<Record> {
-    read(root, name)?.ok_or_else(|| NetworkError::NoNetwork(name.to_string()))
 }

@@ -89,6 +89,11 @@ pub fn pools(record: &Record) -> Vec<Element> {
     ]
 }
 
+/// All that concerns one tenant alone.
+pub fn of(record: &Record) -> Vec<Element> {
+    [pools(record), senders(record), published(record)].concat()
+}
+
 /// The way from one tenant to a port of another.
 pub fn way(from: &Record, to: &Record, protocol: Protocol, port: u16) -> Vec<Element> {
     let value =
