@@ -40,7 +40,7 @@ pub fn connect(tenant: &Tenant, lives: &dyn Fn() -> bool) -> Result<Connection> 
 /// Whether nobody runs the tenant any more. A shim that was killed leaves its state behind.
 fn is_gone(tenant: &Tenant) -> bool {
     match tenant.state() {
-        Ok(Some(state)) => Process::open(state.shim_pid).is_none(),
+        Ok(Some(state)) => !Process::lives(state.shim_pid),
         Ok(None) => true,
         Err(_) => false,
     }
