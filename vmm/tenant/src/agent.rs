@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use fief_agent_proto::{AGENT_PORT, Connection, Error, Result, connect_vsock_unix};
 
 use crate::backend::vm::{VSOCK_SOCKET, socket};
+use crate::process::Process;
 use crate::store::Tenant;
 
 /// How long a tenant may take to boot until its agent answers. A second or less on real KVM; on a busy emulated host
@@ -26,13 +27,22 @@ pub fn connect(tenant: &Tenant, lives: &dyn Fn() -> bool) -> Result<Connection> 
             Err(error @ (Error::Deadline(_) | Error::Lost(_) | Error::Io { .. })) => error,
             other => return other,
         };
-        if !lives() || tenant.state().is_ok_and(|state| state.is_none()) {
+        if !lives() || is_gone(tenant) {
             return Err(Error::Lost("the tenant ended".to_owned()));
         }
         if Instant::now() >= deadline {
             return Err(error);
         }
         attempt = (attempt * 2).min(LONGEST_ATTEMPT);
+    }
+}
+
+/// Whether nobody runs the tenant any more. A shim that was killed leaves its state behind.
+fn is_gone(tenant: &Tenant) -> bool {
+    match tenant.state() {
+        Ok(Some(state)) => !Process::lives(state.shim_pid),
+        Ok(None) => true,
+        Err(_) => false,
     }
 }
 

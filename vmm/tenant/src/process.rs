@@ -22,6 +22,11 @@ impl Process {
         pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
     }
 
+    /// Whether a process with this id lives: one that has ended, and that its parent has not taken notice of yet, does not.
+    pub fn lives(pid: i32) -> bool {
+        Self::open(pid).is_some_and(|process| !process.wait(Duration::ZERO))
+    }
+
     /// The process that is meant, not a later one with its number.
     pub fn open_exactly(pid: Pid) -> Option<Self> {
         let process = Self::open(pid.pid)?;
@@ -93,8 +98,12 @@ mod tests {
         );
         let process = Process::open_exactly(pid).unwrap();
         assert!(!process.wait(Duration::ZERO));
+        let number = child.id().cast_signed();
+        assert!(Process::lives(number));
         process.signal(Signal::KILL).unwrap();
         assert!(process.wait(Duration::from_secs(60)));
+        // Not waited for yet, it still has its number.
+        assert!(Process::open(number).is_some() && !Process::lives(number));
         child.wait().unwrap();
         process.signal(Signal::KILL).unwrap();
         assert!(Process::open_exactly(pid).is_none());

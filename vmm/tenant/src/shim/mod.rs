@@ -140,6 +140,8 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
     if let Some(origin) = life.origin.take() {
         origin.go_back();
     }
+    // Also where the end cannot be written down, the tenant's directory being gone, say.
+    let _ = group.remove();
     Ok(locked.end_run(&ended?)?)
 }
 

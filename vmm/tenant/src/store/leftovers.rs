@@ -179,7 +179,7 @@ fn needs_look(tenant: &Tenant) -> bool {
 }
 
 fn its_shim_is_gone(tenant: &Tenant) -> bool {
-    matches!(tenant.state(), Ok(Some(state)) if Process::open(state.shim_pid).is_none())
+    matches!(tenant.state(), Ok(Some(state)) if !Process::lives(state.shim_pid))
 }
 
 /// Ends a monitor whose shim was killed. (The kernel was asked to do so too, but does it in its own time.)

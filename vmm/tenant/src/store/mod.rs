@@ -209,7 +209,7 @@ impl Store {
                 return Ok(locked);
             }
             // A state whose shim is dead is about to be cleaned by whoever has the lock now.
-            let lives = |state: &State| crate::process::Process::open(state.shim_pid).is_some();
+            let lives = |state: &State| crate::process::Process::lives(state.shim_pid);
             if tenant
                 .state()
                 .ok()
