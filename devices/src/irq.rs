@@ -36,11 +36,17 @@ pub trait MsiAllocator: Send + Sync {
     fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>>;
 }
 
-/// A wired, edge-triggered interrupt line (serial port, ACPI).
+/// A wired interrupt line. The tables say which kind it is.
 pub trait InterruptLine: Send + Sync {
-    /// Raises one edge. Never blocks.
+    /// Raises one edge of an edge-triggered line (serial port). Never blocks.
     ///
     /// # Errors
-    /// The eventfd could not be written.
+    /// The hypervisor refused.
     fn trigger(&self) -> io::Result<()>;
+
+    /// Sets a level-triggered line (ACPI). Never blocks.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set(&self, active: bool) -> io::Result<()>;
 }

@@ -103,6 +103,18 @@ impl GuestMemoryRegion for GuestRegion {
 
 impl GuestMemoryRegionBytes for GuestRegion {}
 
+/// Gives guest RAM that the guest does not need back to the host. Whoever made the RAM implements it, and alone knows what
+/// is behind it.
+pub trait ReleasePages: Send + Sync {
+    /// Gives back the memory behind `length` bytes from `start` on, as far as what is behind them can be given back in
+    /// parts. The RAM stays usable; what it holds is undefined until the guest writes to it, but nobody else's data.
+    /// `start` and `length` are multiples of 4 KiB.
+    ///
+    /// # Errors
+    /// Some of it is not RAM, or the host refused.
+    fn release(&self, start: GuestAddress, length: u64) -> io::Result<()>;
+}
+
 /// RAM of zeros at the given places, in the order of their addresses: for devices without a hypervisor, as in tests.
 ///
 /// # Errors

@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use fief_tests::memory::Resident;
 use fief_tests::{binary, checkout};
 
 /// KiB of memory outside guest RAM, each page shared with others counted in its part (PSS), with the API, a drive, vsock,
-/// entropy and, where the rig may make a tap, a network interface.
+/// entropy, a balloon and, where the rig may make a tap, a network interface.
 const PSS_LIMIT: u64 = 3 << 10;
 const GUEST_MIB: u64 = 64;
 /// What the payload's driver expects.
@@ -49,6 +50,7 @@ fn a_monitor_takes_at_most_3_mib_beside_its_guests_memory() {
         "network-interfaces": interfaces,
         "vsock": { "guest_cid": 42, "uds_path": path("vsock") },
         "entropy": {},
+        "balloon": { "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true, "stats_on_demand": true },
     });
     fs::write(path("config.json"), config.to_string()).unwrap();
     let mut command = Command::new(binary("fief-vmm"));
@@ -81,21 +83,8 @@ fn a_monitor_takes_at_most_3_mib_beside_its_guests_memory() {
     let client = fief_api::Client::new(path("api.sock"));
     assert!(client.describe_instance().is_ok());
     let maps = fs::read_to_string(format!("/proc/{}/smaps", monitor.0.id())).unwrap();
-    let (mut own, mut guest, mut in_guest) = (0, 0, false);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        match words.next().unwrap() {
-            // Kernels without names for anonymous memory leave the size to tell it by.
-            "Size:" => in_guest |= words.next().unwrap() == (GUEST_MIB << 10).to_string(),
-            "Pss:" => {
-                let kib: u64 = words.next().unwrap().parse().unwrap();
-                *(if in_guest { &mut guest } else { &mut own }) += kib;
-            }
-            word if !word.ends_with(':') => in_guest = line.contains("guest RAM"),
-            _ => {}
-        }
-    }
+    let Resident { own, guest } = Resident::read(&maps, GUEST_MIB);
     println!("PSS outside guest RAM: {own} KiB");
-    assert!(guest > 0, "guest RAM was not found in {maps}");
+    assert!(guest > 0, "{maps}");
     assert!(own <= PSS_LIMIT, "{own} KiB, more than {PSS_LIMIT}: {maps}");
 }

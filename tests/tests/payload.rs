@@ -2,6 +2,9 @@
 //! the independent drivers of the crate `virtio-drivers`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "payload/hot_plug.rs"]
+mod hot_plug;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,6 +15,8 @@ use std::sync::mpsc;
 use fief_tests::{binary, checkout, waiting};
 use tempfile::TempDir;
 
+#[path = "payload/balloon.rs"]
+mod balloon;
 #[path = "payload/network.rs"]
 mod network;
 
@@ -93,6 +98,12 @@ impl Rig {
     }
 
     fn start(&self, words: &str, engine: &str) -> Child {
+        self.describe(words, engine);
+        self.spawn()
+    }
+
+    /// Writes the configuration file.
+    fn describe(&self, words: &str, engine: &str) {
         let kernel =
             checkout().join("tests/payloads/target/x86_64-unknown-linux-gnu/release/fief-payload");
         assert!(
@@ -117,7 +128,6 @@ impl Rig {
             "lifecycle": { "on_reboot": self.on_reboot },
         });
         fs::write(self.path("config.json"), config.to_string()).unwrap();
-        self.spawn()
     }
 
     fn spawn(&self) -> Child {

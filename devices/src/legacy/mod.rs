@@ -49,4 +49,4 @@ pub const POWER_PORT_COUNT: u64 = 4;
 pub const POWER_GSI: u32 = 9;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Hardware-reduced, because Linux then touches no register of this block at boot (the fixed PM1 block costs it more than
 //! a dozen exits), sets up no PIC and calibrates no PIT. The power button is an event of the Generic Event Device
-//! (ACPI 6.5 §5.6.9), whose method reads [`EVENT`] once for each interrupt; hot-plug will be another bit of it.
+//! (ACPI 6.5 §5.6.9), whose method reads [`EVENT`] once for each interrupt; hot-plug is another bit of it. Its interrupt is
+//! level-triggered, so that none is lost while the guest does not listen yet.
 //!
 //! | port | register | width | meaning |
 //! |---|---|---|---|
@@ -11,8 +12,7 @@
 //! | [`RESET`] | FADT RESET_REG | 1 | [`RESET_VALUE`] resets; reads 0 |
 //! | [`EVENT`] | read by GED's `_EVT` | 1 | pending event bits, cleared by the read |
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,10 @@ const SWITCH_OFF: u8 = SLP_EN | SLEEP_TYPE_S5 << 2;
 /// The block of registers at [`POWER_PORT`].
 pub struct Power {
     sink: EventSink,
+    /// Active while events are pending: a guest that listens late, or was restored, finds it so.
     line: Arc<dyn InterruptLine>,
-    pending: AtomicU8,
+    /// Held while the line is set, so that the two never differ.
+    pending: Mutex<u8>,
 }
 
 /// State for a snapshot.
@@ -73,14 +75,14 @@ impl Power {
         Self {
             sink,
             line,
-            pending: AtomicU8::new(state.pending),
+            pending: Mutex::new(state.pending),
         }
     }
 
     /// What a snapshot keeps.
     pub fn state(&self) -> PowerState {
         PowerState {
-            pending: self.pending.load(Ordering::SeqCst),
+            pending: *self.lock(),
         }
     }
 
@@ -91,29 +93,45 @@ impl Power {
 
     /// Reports the event bits `events` to the guest.
     pub fn raise(&self, events: u8) {
-        self.pending.fetch_or(events, Ordering::SeqCst);
-        if let Err(error) = self.line.trigger() {
-            tracing::error!("cannot raise the ACPI event interrupt: {error}");
-        }
+        let mut pending = self.lock();
+        *pending |= events;
+        self.set_line(*pending);
     }
 
     /// Forgets pending events: the machine is reset.
     pub fn reset(&self) {
-        self.pending.store(0, Ordering::SeqCst);
+        self.take();
     }
 
-    /// Raises the interrupt again if events are pending: an edge from before a snapshot may have been lost.
+    /// Sets the interrupt line again as it was when the state was saved.
     pub fn resume(&self) {
-        if self.pending.load(Ordering::SeqCst) != 0 {
-            self.raise(0);
+        self.raise(0);
+    }
+
+    fn take(&self) -> u8 {
+        let mut pending = self.lock();
+        let events = std::mem::take(&mut *pending);
+        if events != 0 {
+            self.set_line(0);
         }
+        events
+    }
+
+    fn set_line(&self, pending: u8) {
+        if let Err(error) = self.line.set(pending != 0) {
+            tracing::error!("cannot set the ACPI event interrupt: {error}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u8> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl BusDevice for Power {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match (POWER_PORT.wrapping_add(offset), data) {
-            (EVENT, [value]) => *value = self.pending.swap(0, Ordering::SeqCst),
+            (EVENT, [value]) => *value = self.take(),
             (_, data) => data.fill(0),
         }
     }
@@ -155,19 +173,27 @@ mod tests {
     }
 
     #[test]
-    fn the_power_button_raises_one_edge_and_shows_once_in_the_event_register() {
+    fn the_power_button_is_active_until_it_is_seen_in_the_event_register() {
         let line = Arc::new(Line::default());
         let power = Power::new(recorder().0, line.clone());
         power.press_power_button();
-        assert_eq!(line.edges(), 1);
+        assert!(line.is_active());
         let mut data = [0xAA; 8];
         power.read(0, &mut data);
         assert_eq!(data, [0; 8], "an access of another width takes no event");
+        assert!(line.is_active());
         let mut event = [0];
         power.read(3, &mut event);
         assert_eq!(event, [EVENT_POWER_BUTTON]);
+        assert!(!line.is_active());
         power.read(3, &mut event);
         assert_eq!(event, [0]);
+        // One that comes before another was read is not lost, nor is the line's level.
+        power.press_power_button();
+        power.raise(EVENT_PCI_HOT_PLUG);
+        power.read(3, &mut event);
+        assert_eq!(event, [EVENT_POWER_BUTTON | EVENT_PCI_HOT_PLUG]);
+        assert!(!line.is_active());
     }
 
     #[test]
@@ -178,14 +204,15 @@ mod tests {
         let restored = Power::from_state(recorder().0, line.clone(), power.state());
         assert_eq!(restored.state(), power.state());
         restored.resume();
-        assert_eq!(line.edges(), 1);
+        assert!(line.is_active());
         let mut event = [0];
         restored.read(3, &mut event);
         assert_eq!(event, [EVENT_POWER_BUTTON]);
         restored.resume();
-        assert_eq!(line.edges(), 1);
+        assert!(!line.is_active());
         restored.press_power_button();
         restored.reset();
+        assert!(!line.is_active());
         assert_eq!(restored.state(), PowerState { pending: 0 });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::root::Slots;
 use crate::bus::BusDevice;
 
-/// ECAM of bus 0 (PCIe 5.0 §7.2.2): offset bits 19–15 device, 14–12 function, 11–0 register.
+/// ECAM of one bus (PCIe 5.0 §7.2.2): offset bits 19–15 device, 14–12 function, 11–0 register.
 pub(super) struct Ecam(pub(super) Arc<Slots>);
 
 impl BusDevice for Ecam {
@@ -24,7 +24,7 @@ impl BusDevice for Ecam {
     }
 }
 
-/// Device and register of an ECAM offset, if it is one of a function 0 on bus 0.
+/// Device and register of an ECAM offset, if it is one of a function 0.
 fn decode(offset: u64) -> Option<(u8, u16)> {
     let device = u8::try_from(offset >> 15).ok()?;
     let register = u16::try_from(offset & 0xFFF).ok()?;
@@ -33,7 +33,8 @@ fn decode(offset: u64) -> Option<(u8, u16)> {
 
 /// CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2).
 pub(super) struct ConfigPorts {
-    pub(super) slots: Arc<Slots>,
+    /// By bus number.
+    pub(super) buses: Vec<Arc<Slots>>,
     pub(super) address: Arc<AtomicU32>,
 }
 
@@ -43,13 +44,14 @@ const ENABLE: u32 = 1 << 31;
 const ADDRESS_MASK: u32 = ENABLE | 0x00FF_FFFC;
 
 impl ConfigPorts {
-    /// Device and register that `offset` (4–7) of the port range leads to.
-    fn target(&self, offset: u64) -> Option<(u8, u16)> {
+    /// Bus, device and register that `offset` (4–7) of the port range leads to.
+    fn target(&self, offset: u64) -> Option<(&Slots, u8, u16)> {
         let address = self.address.load(Ordering::Acquire);
         let [register, device_function, bus, _] = address.to_le_bytes();
         let byte = u16::try_from(offset.checked_sub(4)?).ok()?;
-        let selected = address & ENABLE != 0 && bus == 0 && device_function & 7 == 0;
-        selected.then_some((device_function >> 3, u16::from(register) + byte))
+        let selected = address & ENABLE != 0 && device_function & 7 == 0;
+        let bus = self.buses.get(usize::from(bus)).filter(|_| selected)?;
+        Some((bus, device_function >> 3, u16::from(register) + byte))
     }
 }
 
@@ -60,7 +62,7 @@ impl BusDevice for ConfigPorts {
             (0, _) if data.len() == 4 => {
                 data.copy_from_slice(&self.address.load(Ordering::Acquire).to_le_bytes());
             }
-            (_, Some((device, register))) if within => self.slots.read(device, register, data),
+            (_, Some((bus, device, register))) if within => bus.read(device, register, data),
             _ => data.fill(0xFF),
         }
     }
@@ -70,8 +72,9 @@ impl BusDevice for ConfigPorts {
         if let (0, Ok(value)) = (offset, <[u8; 4]>::try_from(data)) {
             let address = u32::from_le_bytes(value) & ADDRESS_MASK;
             self.address.store(address, Ordering::Release);
-        } else if let (Some((device, register)), true) = (self.target(offset), data.len() <= 4) {
-            self.slots.write(device, register, data);
+        } else if let (Some((bus, device, register)), true) = (self.target(offset), data.len() <= 4)
+        {
+            bus.write(device, register, data);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! PCI: one bus of single-function devices, its config space access, BARs and MSI-X (PCI Local Bus 3.0; PCI Express Base
+//! PCI: buses of single-function devices, their config space access, BARs and MSI-X (PCI Local Bus 3.0; PCI Express Base
 //! 5.0 for ECAM).
 
 pub mod bar;
 pub mod capability;
 pub mod config;
 pub mod host_bridge;
+pub mod hotplug;
 pub mod msix;
 pub mod root;
 
@@ -14,13 +15,14 @@ mod window;
 pub use bar::{Bar, BarKind, Window};
 pub use config::{ConfigError, ConfigSpace, Identity};
 pub use host_bridge::HostBridge;
+pub use hotplug::{HotPlug, HotPlugState};
 pub use msix::{Msix, MsixState};
 pub use root::{PciError, PciRoot, PciRootState, PciWindows, SlotState};
 
 /// Number of device slots on a bus (PCI 3.0 §3.2.2.3.2: five bits of device number).
 pub const SLOTS: u8 = 32;
 
-/// Bytes of ECAM for the one bus: 32 devices × 8 functions × 4 KiB (PCIe 5.0 §7.2.2).
+/// Bytes of ECAM for one bus: 32 devices × 8 functions × 4 KiB (PCIe 5.0 §7.2.2).
 pub const ECAM_SIZE: u64 = 1 << 20;
 
 /// First of the eight ports of configuration mechanism #1: CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2).
@@ -57,6 +59,7 @@ pub trait PciFunction: Send + Sync {
     /// doorbells here and undo earlier connections. Called only when something changed; nowhere is the state at start.
     fn bar_moved(&self, _bar: u8, _address: Option<u64>) {}
 
-    /// The machine is reset: the function is to be as after power-on. Its BARs answer nowhere any more.
+    /// The machine is reset, or the function was taken off the bus: it is to be as after power-on. Its BARs answer nowhere
+    /// any more.
     fn reset(&self) {}
 }

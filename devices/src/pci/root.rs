@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ impl PciWindows {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PciError {
     /// All slots are taken.
-    #[error("all {SLOTS} PCI slots are taken; use fewer devices")]
+    #[error("all {SLOTS} PCI slots are taken; use fewer devices, or remove one first")]
     NoFreeSlot,
     /// The slot is taken or does not exist.
     #[error("PCI slot {0} is taken or above {last}; choose another one", last = SLOTS - 1)]
@@ -72,7 +72,7 @@ pub enum PciError {
 /// The configuration of the bus, for a snapshot. The functions keep their own state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciRootState {
-    /// CONFIG_ADDRESS.
+    /// CONFIG_ADDRESS; 0 of a bus that is reached through another one's ports.
     pub config_address: u32,
     /// The occupied slots.
     pub slots: Vec<SlotState>,
@@ -98,11 +98,14 @@ struct Header {
     space: ConfigSpace,
     /// Where each BAR answers at present.
     mapped: [Option<(Window, u64)>; BAR_COUNT as usize],
+    /// It was removed: an access that had found it before reads ones and writes nothing.
+    removed: bool,
 }
 
 /// The slots of the bus, shared by the ways to configuration space.
 pub(super) struct Slots {
-    slots: [OnceLock<Slot>; SLOTS as usize],
+    /// The lock of a place is held for the look-up only.
+    slots: [RwLock<Option<Arc<Slot>>>; SLOTS as usize],
     windows: PciWindows,
     map: Arc<BarMap>,
 }
@@ -110,8 +113,8 @@ pub(super) struct Slots {
 /// A bus with its host bridge's windows.
 pub struct PciRoot {
     slots: Arc<Slots>,
-    /// Where BARs were put at build time.
-    allocated: Mutex<Vec<(Window, Range<u64>)>>,
+    /// Where BARs were put, by slot.
+    allocated: Mutex<Vec<(u8, Window, Range<u64>)>>,
     config_address: Arc<AtomicU32>,
 }
 
@@ -120,7 +123,7 @@ impl PciRoot {
     pub fn new(windows: PciWindows) -> Self {
         Self {
             slots: Arc::new(Slots {
-                slots: [const { OnceLock::new() }; SLOTS as usize],
+                slots: [const { RwLock::new(None) }; SLOTS as usize],
                 windows,
                 map: Arc::default(),
             }),
@@ -130,16 +133,15 @@ impl PciRoot {
     }
 
     /// Puts `function` into the lowest free slot, places its BARs, and returns the slot. Its decoding is off, as Linux
-    /// expects of a function that no firmware has enabled; Linux keeps the addresses.
+    /// expects of a function that no firmware has enabled; Linux keeps the addresses. vCPUs may run meanwhile.
     ///
     /// # Errors
-    /// No slot or no room for a BAR is left.
+    /// No slot or no room for a BAR is left; nothing has been changed then.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
-        let free = (0..)
-            .zip(&self.slots.slots)
-            .find(|(_, s)| s.get().is_none());
-        let (slot, _) = free.ok_or(PciError::NoFreeSlot)?;
-        self.add_at(slot, function)?;
+        let mut allocated = lock(&self.allocated);
+        let slot = (0..SLOTS).find(|&slot| self.slots.get(slot).is_none());
+        let slot = slot.ok_or(PciError::NoFreeSlot)?;
+        self.insert(&mut allocated, slot, function)?;
         Ok(slot)
     }
 
@@ -148,18 +150,30 @@ impl PciRoot {
     /// # Errors
     /// The slot is taken or does not exist, or no room for a BAR is left.
     pub fn add_at(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
-        let taken = PciError::SlotTaken(slot);
+        self.insert(&mut lock(&self.allocated), slot, function)
+    }
+
+    fn insert(
+        &self,
+        allocated: &mut Vec<(u8, Window, Range<u64>)>,
+        slot: u8,
+        function: Arc<dyn PciFunction>,
+    ) -> Result<(), PciError> {
         let place = self.slots.slots.get(usize::from(slot));
-        let place = place.filter(|p| p.get().is_none()).ok_or(taken.clone())?;
+        let place = place.filter(|_| self.slots.get(slot).is_none());
+        let place = place.ok_or(PciError::SlotTaken(slot))?;
         let mut space = function.config_space();
         for index in 0..BAR_COUNT {
             if let Some(bar) = space.bar(index) {
-                space.place_bar(index, self.allocate(index, bar)?);
+                let placed = self.allocate(allocated, (slot, index), bar);
+                let address = placed.inspect_err(|_| allocated.retain(|(s, ..)| *s != slot))?;
+                space.place_bar(index, address);
             }
         }
         let header = Mutex::new(Header {
             space: space.clone(),
             mapped: [None; BAR_COUNT as usize],
+            removed: false,
         });
         let entry = Slot {
             number: slot,
@@ -167,18 +181,45 @@ impl PciRoot {
             at_reset: space,
             header,
         };
-        place.set(entry).map_err(|_| taken)
+        *place.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(entry));
+        Ok(())
+    }
+
+    /// Takes the function out of `slot`, if there is one, while vCPUs may run: from now on the slot reads as ones, its
+    /// BARs answer nowhere and their addresses are free, and the function has been reset. An access that had found the
+    /// function before may still end at it. False if the slot was empty.
+    pub fn remove(&self, slot: u8) -> bool {
+        let mut allocated = lock(&self.allocated);
+        let place = self.slots.slots.get(usize::from(slot));
+        let taken = place.and_then(|p| p.write().unwrap_or_else(PoisonError::into_inner).take());
+        let Some(taken) = taken else { return false };
+        let mut header = taken.lock();
+        header.removed = true;
+        header.space.set(register::COMMAND, &[0; 2]);
+        self.slots.remap(&taken, &mut header);
+        taken.function.reset();
+        allocated.retain(|(s, ..)| *s != slot);
+        true
+    }
+
+    /// Whether `slot` has a function.
+    pub fn is_taken(&self, slot: u8) -> bool {
+        self.slots.get(slot).is_some()
     }
 
     /// The lowest free place in the BAR's window, aligned to the BAR's size and to pages.
-    fn allocate(&self, index: u8, bar: Bar) -> Result<u64, PciError> {
+    fn allocate(
+        &self,
+        allocated: &mut Vec<(u8, Window, Range<u64>)>,
+        (slot, index): (u8, u8),
+        bar: Bar,
+    ) -> Result<u64, PciError> {
         let window = bar.home();
         let range = self.slots.windows.range(window);
         let align = match window {
             Window::Io => bar.size,
             Window::Mmio32 | Window::Mmio64 => bar.size.max(4096),
         };
-        let mut allocated = lock(&self.allocated);
         let mut candidate = range.start.checked_next_multiple_of(align);
         while let Some(start) = candidate {
             let Some(end) = start.checked_add(align).filter(|&end| end <= range.end) else {
@@ -186,9 +227,9 @@ impl PciRoot {
             };
             let conflict = allocated
                 .iter()
-                .find(|(w, r)| *w == window && r.start < end && start < r.end);
-            let Some((_, conflict)) = conflict else {
-                allocated.push((window, start..end));
+                .find(|(_, w, r)| *w == window && r.start < end && start < r.end);
+            let Some((_, _, conflict)) = conflict else {
+                allocated.push((slot, window, start..end));
                 return Ok(start);
             };
             candidate = conflict.end.checked_next_multiple_of(align);
@@ -200,16 +241,18 @@ impl PciRoot {
         })
     }
 
-    /// ECAM, [`ECAM_SIZE`](super::ECAM_SIZE) bytes for the memory bus.
+    /// ECAM of this bus, [`ECAM_SIZE`](super::ECAM_SIZE) bytes for the memory bus.
     pub fn ecam(&self) -> Arc<dyn BusDevice> {
         Arc::new(Ecam(Arc::clone(&self.slots)))
     }
 
-    /// The ports from [`CONFIG_PORT`](super::CONFIG_PORT) for the port bus. Linux prefers them to ECAM for the first 256
+    /// The ports from [`CONFIG_PORT`](super::CONFIG_PORT) for the port bus, with this bus as number 0 and `others` as the
+    /// next ones. Linux prefers them to ECAM for the first 256
     /// bytes of configuration space when they answer, at two exits an access instead of one.
-    pub fn config_ports(&self) -> Arc<dyn BusDevice> {
+    pub fn config_ports(&self, others: &[&Self]) -> Arc<dyn BusDevice> {
+        let buses = [self].into_iter().chain(others.iter().copied());
         Arc::new(ConfigPorts {
-            slots: Arc::clone(&self.slots),
+            buses: buses.map(|bus| Arc::clone(&bus.slots)).collect(),
             address: Arc::clone(&self.config_address),
         })
     }
@@ -231,20 +274,19 @@ impl PciRoot {
     /// Resets the bus and every function on it to how they were built. The vCPUs must stand still.
     pub fn reset(&self) {
         self.config_address.store(0, Ordering::Release);
-        for slot in self.slots.slots.iter().filter_map(OnceLock::get) {
+        for slot in self.slots.occupied() {
             let mut header = slot.lock();
             header.space = slot.at_reset.clone();
-            self.slots.remap(slot, &mut header);
+            self.slots.remap(&slot, &mut header);
             slot.function.reset();
         }
     }
 
     /// What a snapshot keeps of the bus. Taken while the vCPUs stand still.
     pub fn state(&self) -> PciRootState {
-        let occupied = self.slots.slots.iter().filter_map(OnceLock::get);
         PciRootState {
             config_address: self.config_address.load(Ordering::Acquire),
-            slots: occupied
+            slots: (self.slots.occupied())
                 .map(|slot| SlotState {
                     slot: slot.number,
                     config: slot.lock().space.bytes().to_vec(),
@@ -259,8 +301,7 @@ impl PciRoot {
     /// # Errors
     /// The functions are not the saved ones; nothing has been changed then.
     pub fn restore(&self, state: &PciRootState) -> Result<(), PciError> {
-        let occupied: Vec<&Slot> = self.slots.slots.iter().filter_map(OnceLock::get).collect();
-        for slot in &occupied {
+        for slot in self.slots.occupied() {
             let saved = state.slots.iter().find(|s| s.slot == slot.number);
             let fits = saved.is_some_and(|s| slot.lock().space.fits(&s.config));
             if !fits {
@@ -280,7 +321,7 @@ impl PciRoot {
             if let Some(slot) = self.slots.get(saved.slot) {
                 let mut header = slot.lock();
                 header.space.write(0, &saved.config);
-                self.slots.remap(slot, &mut header);
+                self.slots.remap(&slot, &mut header);
             }
         }
         Ok(())
@@ -288,8 +329,13 @@ impl PciRoot {
 }
 
 impl Slots {
-    fn get(&self, device: u8) -> Option<&Slot> {
-        self.slots.get(usize::from(device))?.get()
+    fn get(&self, device: u8) -> Option<Arc<Slot>> {
+        let place = self.slots.get(usize::from(device))?;
+        place.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn occupied(&self) -> impl Iterator<Item = Arc<Slot>> {
+        (0..SLOTS).filter_map(|slot| self.get(slot))
     }
 
     /// Reads configuration space; ones where there is no function or the access leaves its 4 KiB.
@@ -298,6 +344,9 @@ impl Slots {
             return data.fill(0xFF);
         };
         let header = slot.lock();
+        if header.removed {
+            return data.fill(0xFF);
+        }
         for (offset, piece) in dwords(offset, data.len()) {
             let Some(data) = data.get_mut(piece) else {
                 continue;
@@ -313,13 +362,16 @@ impl Slots {
     pub(super) fn write(&self, device: u8, offset: u16, data: &[u8]) {
         let Some(slot) = self.get(device) else { return };
         let mut header = slot.lock();
+        if header.removed {
+            return;
+        }
         for (offset, piece) in dwords(offset, data.len()) {
             let Some(data) = data.get(piece) else {
                 continue;
             };
             header.space.write(offset, data);
             if owned_by_root(offset) {
-                self.remap(slot, &mut header);
+                self.remap(&slot, &mut header);
             }
             slot.function.config_write(&header.space, offset, data);
         }
@@ -327,7 +379,7 @@ impl Slots {
 
     /// Compares where the BARs should answer with where they do, and moves those that differ.
     fn remap(&self, slot: &Slot, header: &mut Header) {
-        let Header { space, mapped } = header;
+        let Header { space, mapped, .. } = header;
         for (index, mapped) in (0..).zip(mapped.iter_mut()) {
             let Some(bar) = space.bar(index) else {
                 continue;

@@ -152,6 +152,13 @@ impl Buffers {
         Ok(bytes)
     }
 
+    /// Where the writable bytes are: address and length of each piece, as the driver gave them.
+    pub fn writable_pieces(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        self.writable
+            .iter()
+            .map(|piece| (piece.address, piece.length))
+    }
+
     /// Adds the host addresses of all readable bytes that are left to `segments`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! virtio 1.x devices. A device implements [`VirtioDevice`]; the one transport (virtio over PCI) does the rest.
 
+pub mod balloon;
 pub mod block;
 mod chain;
 pub mod entropy;
@@ -114,6 +115,7 @@ pub trait VirtioDevice: Send + Any {
 /// State of a device model, one variant a device.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DeviceState {
+    Balloon(balloon::BalloonState),
     Block(block::BlockState),
     Entropy(entropy::EntropyState),
     Net(net::NetState),

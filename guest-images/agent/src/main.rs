@@ -8,6 +8,7 @@
 mod account;
 mod boot;
 mod copy;
+mod drive;
 mod grow;
 mod log;
 mod provide;
@@ -41,6 +42,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
             serve_program(path(socket), Some(path(root)))
         }
         [_, b"--grow", id] => ended(grow::running(&String::from_utf8_lossy(id))),
+        [_, b"--drive", id] => ended(drive::report(&String::from_utf8_lossy(id))),
         [_, b"--pack", path] => ended(copy::pack(path)),
         [_, b"--unpack", what, owners, path, base] => ended(copy::unpack(what, owners, path, base)),
         [_, b"--version"] => {

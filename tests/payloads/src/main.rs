@@ -3,8 +3,8 @@
 //! independent drivers of the crate `virtio-drivers`.
 //!
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
-//! `read-only`, `vsock`, `net`, `net-offload`, `net-flood`, then how to end: `reset` (the default), `poweroff`, `panic`,
-//! `triple-fault`, `hang`.
+//! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, then how to end: `reset` (the default),
+//! `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
@@ -37,6 +37,8 @@ extern "C" fn main(zero_page: u64) -> ! {
             "block" => checks::block::check(),
             "read-only" => checks::block::check_read_only(),
             "vsock" => checks::vsock::check(),
+            "hot-plug" => checks::hot_plug::check(),
+            "balloon" => checks::balloon::check(),
             "net" => checks::net::check(),
             "net-offload" => checks::net::check_offload(),
             "net-flood" => checks::net::check_flood(),

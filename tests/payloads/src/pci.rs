@@ -26,7 +26,7 @@ const QUEUE_MSIX_VECTOR: usize = 26;
 
 /// The bus.
 pub fn root() -> PciRoot<MmioCam<'static>> {
-    // SAFETY: the monitor's configuration space is there; only bus 0 is accessed, and it is mapped one to one.
+    // SAFETY: the monitor's configuration space is there; only buses 0 and 1 are accessed, and it is mapped one to one.
     PciRoot::new(unsafe { MmioCam::new(ECAM as *mut u8, Cam::Ecam) })
 }
 
@@ -51,9 +51,22 @@ pub fn open(
     index: usize,
     interrupts: bool,
 ) -> core::result::Result<Pci, Failure> {
+    open_on(0, wanted, index, interrupts)
+}
+
+/// The same of another bus.
+///
+/// # Errors
+/// See [`open`].
+pub fn open_on(
+    bus: u8,
+    wanted: DeviceType,
+    index: usize,
+    interrupts: bool,
+) -> core::result::Result<Pci, Failure> {
     let mut root = root();
     let mut matching = root
-        .enumerate_bus(0)
+        .enumerate_bus(bus)
         .filter(|(_, info)| virtio_device_type(info) == Some(wanted));
     let (function, _) = matching
         .nth(index)

@@ -120,3 +120,30 @@ fn several_tenants_restart_also_one_that_is_stopped_and_one_that_does_not_listen
     assert!(said.contains("--rm"), "{said}");
     brief.sh("true").ok();
 }
+
+#[test]
+fn a_disk_grows_and_rates_change_while_the_tenant_runs() {
+    let tenant = Tenant::start(
+        "alive",
+        "--kernel micro --image busybox --disk 64M --disk-rate 50M --net-rate 50M",
+    );
+    let drive = || -> serde_json::Value {
+        let config = super::json(&run("api alive GET /vm/config").ok());
+        let drives = config["drives"].as_array().unwrap().clone();
+        let disk = drives.into_iter().find(|drive| drive["drive_id"] == "disk");
+        disk.unwrap()["rate_limiter"]["bandwidth"]["size"].clone()
+    };
+    assert_eq!(drive(), 50 << 20);
+    let boot = tenant.sh("cat /proc/sys/kernel/random/boot_id").ok();
+    let said = run("set alive --disk 3G --disk-rate 60M --net-rate 0");
+    assert_eq!(said.err, "");
+    said.ok();
+    assert_eq!(drive(), 60 << 20);
+    let size = tenant.sh("df -m / | tail -n 1 | awk '{ print $2 }'").ok();
+    assert!(size.parse::<u64>().unwrap() > 2800, "{size}");
+    // It can be filled beyond what it was, and nothing restarted.
+    tenant
+        .sh("head -c 100000000 /dev/zero > /root/large; sync")
+        .ok();
+    assert_eq!(tenant.sh("cat /proc/sys/kernel/random/boot_id").ok(), boot);
+}

@@ -89,7 +89,7 @@ fn policies_that_contradict_are_refused() {
             "create never --restart forever --image busybox",
             ["forever", "unless-stopped"],
         ),
-        ("start", ["NAME", "--all"]),
+        ("start", ["NAME", "not provided"]),
         ("start --all never", ["--all", "cannot be used"]),
     ] {
         let said = run(line).fails(125);

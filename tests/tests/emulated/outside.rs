@@ -19,17 +19,19 @@ use super::{Tenant, json};
 /// then given the file `out`; one that says `d` is given the file and its end, then listened to.
 const SERVER: &str = r#"
 use IO::Socket::INET;
+sub take { my $client = shift; open my $in, '>', '/tmp/new';
+    while (sysread $client, my $bytes, 65536) { print $in $bytes }
+    close $in; rename '/tmp/new', '/tmp/in' }
+sub give { my $client = shift; open my $out, '<', '/tmp/out';
+    while (sysread $out, my $bytes, 65536) {
+        for (my $at = 0; $at < length $bytes; $at += syswrite $client, $bytes, length($bytes) - $at, $at) {} }
+    shutdown $client, 1 }
 my $listener = IO::Socket::INET->new(LocalPort => 7000, Listen => 200, ReuseAddr => 1) or die;
 $SIG{CHLD} = 'IGNORE'; $| = 1; print "serving\n";
 while (my $client = $listener->accept) {
     next if fork;
-    sub take { open my $in, '>', '/tmp/new'; while (sysread $client, my $bytes, 65536) { print $in $bytes } close $in;
-        rename '/tmp/new', '/tmp/in' }
-    sub give { open my $out, '<', '/tmp/out'; while (sysread $out, my $bytes, 65536) {
-        for (my $at = 0; $at < length $bytes; $at += syswrite $client, $bytes, length($bytes) - $at, $at) {} }
-        shutdown $client, 1 }
     sysread $client, my $how, 1 or exit;
-    $how eq 'u' ? (take(), give()) : (give(), take());
+    if ($how eq 'u') { take($client); give($client) } else { give($client); take($client) }
     exit;
 }
 "#;

@@ -60,7 +60,7 @@ fn disturb(random: &mut Random) -> String {
          {{ {kill}; }} 2>/dev/null
          wait $fief
          # A tenant that goes with its command does so in its own time.
-         case '{command}' in *--rm*) shim=$(sed -n 's/.*\"shim_pid\": *\([0-9]*\).*/\1/p' $state) 2>/dev/null;; esac
+         case '{command}' in *--rm*) shim=$(sed -n 's/.*\"shim_pid\": *\\([0-9]*\\).*/\\1/p' $state) 2>/dev/null;; esac
          test -z \"$shim\" || tail --pid=$shim -f /dev/null
          exit 0"
     ))

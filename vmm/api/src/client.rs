@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 
 use crate::routes::Endpoint;
 use crate::{
-    ActionType, BootSource, Drive, Entropy, Fault, FullVmConfiguration, InstanceActionInfo,
-    InstanceInfo, Lifecycle, Logger, MachineConfiguration, MachineConfigurationUpdate,
-    NetworkInterface, PartialDrive, PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
+    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, BootSource, Drive,
+    Entropy, Fault, FullVmConfiguration, InstanceActionInfo, InstanceInfo, Lifecycle, Logger,
+    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
+    PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
 };
 
 /// How long a request may take in all. Starting a machine in the emulated host takes seconds.
@@ -149,12 +150,47 @@ impl Client {
         self.send(&Endpoint::PatchDrive(drive.drive_id.clone()), drive)
     }
 
+    /// Asks the guest to release a drive. [`vm_config`](Self::vm_config) tells when it has.
+    pub fn delete_drive(&self, id: &str) -> Result<(), ClientError> {
+        let endpoint = Endpoint::DeleteDrive(id.to_owned());
+        self.exchange(&endpoint, None).map(|_| ())
+    }
+
     pub fn put_vsock(&self, vsock: &Vsock) -> Result<(), ClientError> {
         self.send(&Endpoint::PutVsock, vsock)
     }
 
     pub fn put_entropy(&self, entropy: &Entropy) -> Result<(), ClientError> {
         self.send(&Endpoint::PutEntropy, entropy)
+    }
+
+    pub fn balloon(&self) -> Result<Balloon, ClientError> {
+        self.get(&Endpoint::GetBalloon)
+    }
+
+    pub fn put_balloon(&self, balloon: &Balloon) -> Result<(), ClientError> {
+        self.send(&Endpoint::PutBalloon, balloon)
+    }
+
+    /// Asks the guest to give `amount_mib` MiB in all, more or fewer than before. It gives them as it can: watch
+    /// `actual_mib` of [`balloon_statistics`](Self::balloon_statistics).
+    pub fn patch_balloon(&self, amount_mib: u64) -> Result<(), ClientError> {
+        self.send(&Endpoint::PatchBalloon, &BalloonUpdate { amount_mib })
+    }
+
+    /// What the guest says of its memory. With `stats_on_demand` it is asked now.
+    pub fn balloon_statistics(&self) -> Result<BalloonStats, ClientError> {
+        self.get(&Endpoint::GetBalloonStatistics)
+    }
+
+    pub fn patch_balloon_statistics(
+        &self,
+        stats_polling_interval_s: u64,
+    ) -> Result<(), ClientError> {
+        let update = BalloonStatsUpdate {
+            stats_polling_interval_s,
+        };
+        self.send(&Endpoint::PatchBalloonStatistics, &update)
     }
 
     pub fn put_serial(&self, serial: &Serial) -> Result<(), ClientError> {

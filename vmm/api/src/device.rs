@@ -97,11 +97,12 @@ impl Drive {
     }
 }
 
-/// `PATCH /drives/{drive_id}`.
+/// `PATCH /drives/{drive_id}`: what is left out stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
     pub drive_id: String,
+    /// The file to put behind the drive; the one that is there has its size read again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_on_host: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

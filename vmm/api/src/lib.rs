@@ -6,6 +6,7 @@
 //! These are wire types: they can hold nonsense (zero vCPUs, a path that is not there). The monitor converts them into
 //! types that cannot. Unknown fields are refused everywhere, so that a misspelt one is never silently ignored.
 
+mod balloon;
 mod client;
 mod device;
 mod instance;
@@ -15,6 +16,7 @@ mod network;
 mod routes;
 mod whole;
 
+pub use balloon::{Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate};
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT};
 pub use device::{
     CacheType, Drive, Entropy, IoEngine, PartialDrive, Serial, SerialDestination, Vsock,

@@ -8,6 +8,7 @@ pub enum Method {
     Get,
     Put,
     Patch,
+    Delete,
 }
 
 impl Method {
@@ -17,6 +18,7 @@ impl Method {
             Self::Get => "GET",
             Self::Put => "PUT",
             Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
         }
     }
 }
@@ -40,12 +42,19 @@ pub enum Endpoint {
     PutDrive(String),
     /// With the drive's id.
     PatchDrive(String),
+    /// With the drive's id.
+    DeleteDrive(String),
     /// With the interface's id.
     PutNetworkInterface(String),
     /// With the interface's id.
     PatchNetworkInterface(String),
     PutVsock,
     PutEntropy,
+    GetBalloon,
+    PutBalloon,
+    PatchBalloon,
+    GetBalloonStatistics,
+    PatchBalloonStatistics,
     PutSerial,
     PutLogger,
     PutLifecycle,
@@ -84,6 +93,15 @@ const fn change(method: Method, path: &'static str, request: &'static str) -> Ro
     }
 }
 
+const fn delete(path: &'static str) -> Route {
+    Route {
+        method: Method::Delete,
+        path,
+        request: None,
+        response: None,
+    }
+}
+
 /// Every route of the API.
 pub const ROUTES: &[Route] = &[
     get("/", "InstanceInfo"),
@@ -98,6 +116,7 @@ pub const ROUTES: &[Route] = &[
     change(Method::Put, "/boot-source", "BootSource"),
     change(Method::Put, "/drives/{drive_id}", "Drive"),
     change(Method::Patch, "/drives/{drive_id}", "PartialDrive"),
+    delete("/drives/{drive_id}"),
     change(
         Method::Put,
         "/network-interfaces/{iface_id}",
@@ -110,6 +129,11 @@ pub const ROUTES: &[Route] = &[
     ),
     change(Method::Put, "/vsock", "Vsock"),
     change(Method::Put, "/entropy", "Entropy"),
+    get("/balloon", "Balloon"),
+    change(Method::Put, "/balloon", "Balloon"),
+    change(Method::Patch, "/balloon", "BalloonUpdate"),
+    get("/balloon/statistics", "BalloonStats"),
+    change(Method::Patch, "/balloon/statistics", "BalloonStatsUpdate"),
     change(Method::Put, "/serial", "Serial"),
     change(Method::Put, "/logger", "Logger"),
     change(Method::Put, "/lifecycle", "Lifecycle"),
@@ -118,7 +142,7 @@ pub const ROUTES: &[Route] = &[
     get("/vm/config", "FullVmConfiguration"),
 ];
 
-/// First parts of Firecracker's paths that this API does not have.
+/// First parts of Firecracker's paths that this API does not have, or not all of.
 const FIRECRACKER_ONLY: [&str; 7] = [
     "balloon",
     "cpu-config",
@@ -173,12 +197,18 @@ impl Endpoint {
             ("PUT", ["boot-source"]) => Self::PutBootSource,
             ("PUT", ["drives", id]) => Self::PutDrive((*id).to_owned()),
             ("PATCH", ["drives", id]) => Self::PatchDrive((*id).to_owned()),
-            ("PUT" | "PATCH", ["drives"]) => return Err(RouteError::NoDriveId),
+            ("DELETE", ["drives", id]) => Self::DeleteDrive((*id).to_owned()),
+            ("PUT" | "PATCH" | "DELETE", ["drives"]) => return Err(RouteError::NoDriveId),
             ("PUT", ["network-interfaces", id]) => Self::PutNetworkInterface((*id).to_owned()),
             ("PATCH", ["network-interfaces", id]) => Self::PatchNetworkInterface((*id).to_owned()),
             ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
             ("PUT", ["vsock"]) => Self::PutVsock,
             ("PUT", ["entropy"]) => Self::PutEntropy,
+            ("GET", ["balloon"]) => Self::GetBalloon,
+            ("PUT", ["balloon"]) => Self::PutBalloon,
+            ("PATCH", ["balloon"]) => Self::PatchBalloon,
+            ("GET", ["balloon", "statistics"]) => Self::GetBalloonStatistics,
+            ("PATCH", ["balloon", "statistics"]) => Self::PatchBalloonStatistics,
             ("PUT", ["serial"]) => Self::PutSerial,
             ("PUT", ["logger"]) => Self::PutLogger,
             ("PUT", ["lifecycle"]) => Self::PutLifecycle,
@@ -231,6 +261,7 @@ impl Endpoint {
             Self::PutBootSource => (Method::Put, "/boot-source"),
             Self::PutDrive(id) => return (Method::Put, format!("/drives/{id}")),
             Self::PatchDrive(id) => return (Method::Patch, format!("/drives/{id}")),
+            Self::DeleteDrive(id) => return (Method::Delete, format!("/drives/{id}")),
             Self::PutNetworkInterface(id) => {
                 return (Method::Put, format!("/network-interfaces/{id}"));
             }
@@ -239,6 +270,11 @@ impl Endpoint {
             }
             Self::PutVsock => (Method::Put, "/vsock"),
             Self::PutEntropy => (Method::Put, "/entropy"),
+            Self::GetBalloon => (Method::Get, "/balloon"),
+            Self::PutBalloon => (Method::Put, "/balloon"),
+            Self::PatchBalloon => (Method::Patch, "/balloon"),
+            Self::GetBalloonStatistics => (Method::Get, "/balloon/statistics"),
+            Self::PatchBalloonStatistics => (Method::Patch, "/balloon/statistics"),
             Self::PutSerial => (Method::Put, "/serial"),
             Self::PutLogger => (Method::Put, "/logger"),
             Self::PutLifecycle => (Method::Put, "/lifecycle"),

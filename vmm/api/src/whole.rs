@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::Balloon;
 use crate::device::{Drive, Entropy, Serial, Vsock};
 use crate::instance::{Lifecycle, Logger};
 use crate::machine::{BootSource, MachineConfiguration};
@@ -19,6 +20,9 @@ pub struct FullVmConfiguration {
     pub boot_source: Option<BootSource>,
     #[serde(default)]
     pub drives: Vec<Drive>,
+    /// Ours, in answers only: ids of the drives that the guest was asked to release and has not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releasing: Vec<String>,
     #[serde(
         rename = "machine-config",
         default,
@@ -31,6 +35,8 @@ pub struct FullVmConfiguration {
     pub vsock: Option<Vsock>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,16 +23,37 @@ pub fn pack(
     tell: &mut dyn FnMut(String),
 ) -> Result<(), Error> {
     let mut packer = Packer {
-        builder: Builder::new(out),
+        builder: Builder::new(Out { out, broken: false }),
         tell,
     };
-    packer.add(source.to_owned(), PathBuf::from(base))?;
+    let added = packer.add(source.to_owned(), PathBuf::from(base));
+    packer.builder.get_mut().broken = added.is_err();
+    added?;
     let mut out = packer.builder.into_inner().map_err(Error::Write)?;
     out.flush().map_err(Error::Write)
 }
 
+/// Takes nothing more of an archive that is not whole: the crate would put an end to it, as if it were.
+struct Out<W> {
+    out: W,
+    broken: bool,
+}
+
+impl<W: Write> Write for Out<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 struct Packer<'a, W: Write> {
-    builder: Builder<W>,
+    builder: Builder<Out<W>>,
     tell: &'a mut dyn FnMut(String),
 }
 

@@ -47,6 +47,11 @@ impl Events {
         self.write(&serde_json::json!({"event": "reboot"}));
     }
 
+    /// The guest let go of a drive as it was asked to, and the drive is gone.
+    pub fn released(&self, drive: &str) {
+        self.write(&serde_json::json!({"event": "drive-released", "drive_id": drive}));
+    }
+
     /// The machine ended; the monitor will end with `exit_code`.
     pub fn ended(&self, reason: &ExitReason, exit_code: u8) {
         if *reason == ExitReason::Panic {
@@ -94,6 +99,7 @@ mod tests {
         let events = Events::open(&Files::new(), Some(&path)).unwrap();
         events.started();
         events.rebooted();
+        events.released("data");
         events.ended(&ExitReason::Panic, 20);
         events.ended(&ExitReason::Failed("no\nmore".to_owned()), 1);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -101,14 +107,16 @@ mod tests {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        assert_eq!(lines.len(), 5);
+        assert_eq!(lines.len(), 6);
         assert_eq!(lines[0]["event"], "started");
         assert_eq!(lines[0]["pid"], std::process::id());
         assert_eq!(lines[1], serde_json::json!({"event": "reboot"}));
-        assert_eq!(lines[2], serde_json::json!({"event": "panic"}));
+        let released = serde_json::json!({"event": "drive-released", "drive_id": "data"});
+        assert_eq!(lines[2], released);
+        assert_eq!(lines[3], serde_json::json!({"event": "panic"}));
         let exit = serde_json::json!({"event": "exit", "reason": "panic", "exit_code": 20});
-        assert_eq!(lines[3], exit);
-        assert_eq!(lines[4]["message"], "no\nmore");
+        assert_eq!(lines[4], exit);
+        assert_eq!(lines[5]["message"], "no\nmore");
     }
 
     #[test]

@@ -560,3 +560,18 @@ fn an_emulated_host_that_never_was_is_not_made_to_say_that_there_are_no_tenants(
     assert!(text.contains("nobody"), "{text}");
     assert!(!rig.path("state/host/disk.ext4").exists());
 }
+
+#[test]
+fn the_api_is_that_of_a_tenant_that_runs_and_a_request_is_whole() {
+    let rig = Rig::with_image();
+    rig.refuses("api nobody", &["nobody"]);
+    rig.refuses("api nobody GET /", &["nobody"]);
+    rig.succeeds("create idle --image tiny --net none");
+    for line in ["api idle", "api idle GET /vm/config"] {
+        rig.refuses(line, &["not running", "fief start idle"]);
+    }
+    assert!(!Path::new("idle.sock").exists());
+    rig.refuses("api idle GET", &["PATH"]);
+    rig.refuses("api idle --socket x GET /", &["--socket"]);
+    assert_eq!(rig.succeeds("ports --json"), "[]\n");
+}

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -67,6 +69,7 @@ impl Rig {
             cpus: 1,
             memory: "64M".parse().unwrap(),
             disk: "16M".parse().unwrap(),
+            disks: Vec::new(),
             init: Init::Agent,
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),
@@ -430,4 +433,64 @@ fn a_state_directory_with_a_long_path_works() {
     assert_eq!(rig.run("poweroff").reason, Reason::Poweroff);
     drop(rig);
     drop(outer);
+}
+
+#[test]
+fn the_monitors_api_is_a_request_or_a_socket_of_the_users() {
+    let rig = Rig::new();
+    let (_tenant, _attached) = rig.start(false, "run on");
+    let api = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fief"));
+        command.arg("api").args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .env("FIEF_STATE_DIR", rig.directory.path().join("state"))
+            .env("FIEF_HOST", "native");
+        command
+    };
+    let asked = api(&["a", "get", "/"]).output().unwrap();
+    assert!(asked.status.success());
+    let answer: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(answer["app_name"], "fake");
+    let done = api(&["a", "PUT", "/vm", "{}"]).output().unwrap();
+    assert!(done.status.success() && done.stdout.is_empty());
+
+    let path = rig.directory.path().join("user.sock");
+    let mut relay = api(&["a", "--socket", path.to_str().unwrap()])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(relay.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), path.to_str().unwrap());
+    let client = fief_api::Client::new(&path);
+    for _ in 0..20 {
+        assert_eq!(client.describe_instance().unwrap().app_name, "fake");
+    }
+    // A client that is silent, and one that goes, hold nobody up.
+    let silent = UnixStream::connect(&path).unwrap();
+    drop(UnixStream::connect(&path).unwrap());
+    drop(silent);
+    client.describe_instance().unwrap();
+    let pid = Pid::from_raw(relay.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(relay.wait().unwrap().code(), Some(130));
+    assert!(!path.exists());
+    end(rig.state().monitor.unwrap().pid);
+}
+
+#[test]
+fn a_monitor_that_refuses_is_told_by_its_answer_and_the_exit_code() {
+    let rig = Rig::new();
+    let (_tenant, _attached) = rig.start(false, "run on");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fief"));
+    command
+        .args(["api", "a", "GET", "/refused"])
+        .env("FIEF_STATE_DIR", rig.directory.path().join("state"))
+        .env("FIEF_HOST", "native");
+    let refused = command.output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&refused.stdout),
+        "{\"fault_message\":\"no such path\"}\n"
+    );
+    end(rig.state().monitor.unwrap().pid);
 }

@@ -122,7 +122,7 @@ fn the_ports_reach_the_same_registers_as_ecam_in_every_width() {
     let root = root();
     root.add(Arc::new(HostBridge)).unwrap();
     root.add(probe(&[])).unwrap();
-    let ports = root.config_ports();
+    let ports = root.config_ports(&[]);
     put(&*ports, 0, 0x8000_0800);
     assert_eq!(get(&*ports, 0), 0x8000_0800);
     assert_eq!(get(&*ports, 4), 0x1042_1AF4);
@@ -330,7 +330,7 @@ fn accesses_of_every_width_at_every_offset_are_harmless() {
         (2, memory(BarKind::Io, 4)),
     ]))
     .unwrap();
-    let (ecam, ports) = (root.ecam(), root.config_ports());
+    let (ecam, ports) = (root.ecam(), root.config_ports(&[]));
     let mut random = Random::new(7);
     for slot in 0..2 {
         for offset in (0..0x110).chain(0xFF0..0x1008) {
@@ -369,7 +369,7 @@ fn the_state_survives_a_round_trip_and_moves_the_bars_back() {
     let (saved, _) = build();
     put(&*saved.ecam(), at(1, 0x10), 0xC007_0000);
     put(&*saved.ecam(), at(1, 4), 6);
-    put(&*saved.config_ports(), 0, 0x8000_0804);
+    put(&*saved.config_ports(&[]), 0, 0x8000_0804);
     let state = saved.state();
 
     let (restored, function) = build();
@@ -405,4 +405,24 @@ fn a_state_of_other_functions_is_refused_and_changes_nothing() {
         assert!(root.restore(&bad).is_err());
         assert_eq!(root.state(), good);
     }
+}
+
+#[test]
+fn each_bus_has_its_own_functions_behind_the_same_ports() {
+    let (first, second) = (root(), root());
+    first.add(Arc::new(HostBridge)).unwrap();
+    second.add_at(3, probe(&[])).unwrap();
+    let ports = first.config_ports(&[&second]);
+    for (address, expected) in [
+        (0x8000_0000, 0x0008_1B36),
+        (0x8001_0000, u32::MAX),
+        (0x8000_1800, u32::MAX),
+        (0x8001_1800, 0x1042_1AF4),
+        (0x8002_0000, u32::MAX),
+        (0x80FF_0000, u32::MAX),
+    ] {
+        put(&*ports, 0, address);
+        assert_eq!(get(&*ports, 4), expected, "{address:#x}");
+    }
+    assert_eq!(get(&*second.ecam(), at(3, 0)), 0x1042_1AF4);
 }

@@ -15,7 +15,8 @@ mod request;
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 pub use backing::BackingError;
 pub use config_space::Geometry;
@@ -32,6 +33,7 @@ use super::{
     ActivateError, Activation, ActiveQueue, DeviceId, DeviceState, VirtioDevice, VirtioInterrupt,
 };
 use crate::GuestRam;
+use crate::limiter::{self, Limiter};
 use crate::worker::{ThreadKind, Worker};
 
 /// Entries of each queue.
@@ -60,6 +62,8 @@ pub struct BlockConfig {
     pub engine: EngineKind,
     /// Number of request queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
+    /// What all queues together may do. A request costs an operation, and a read or write its bytes.
+    pub limits: limiter::Limits,
 }
 
 /// Why a drive could not be made, changed or restored.
@@ -87,7 +91,11 @@ pub enum BlockError {
         expected: u32,
         found: u32,
     },
-    #[error("the drive goes on with its old file: {0}")]
+    #[error(
+        "no descriptor for the timer of the drive's rate limits: {0}; raise the limit of open files"
+    )]
+    Limiter(#[source] io::Error),
+    #[error("the drive cannot go on: {0}")]
     Activate(#[from] ActivateError),
 }
 
@@ -98,6 +106,9 @@ pub struct BlockState {
     pub read_only: bool,
     pub writeback: bool,
     pub geometry: Geometry,
+    /// The buckets of a restored drive begin full.
+    #[serde(default)]
+    pub limits: limiter::Limits,
 }
 
 /// One queue's share of the device.
@@ -122,6 +133,8 @@ pub struct Block {
     geometry: Geometry,
     queue_sizes: Vec<u16>,
     lanes: Vec<Lane>,
+    /// Made with the first limit.
+    limiter: Option<Arc<Mutex<Limiter>>>,
     active: Option<Active>,
 }
 
@@ -149,6 +162,7 @@ impl Block {
             .map_err(BlockError::Engine)?;
         Ok(Self {
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+            limiter: make_limiter(config.limits)?,
             config,
             backing,
             geometry,
@@ -172,6 +186,7 @@ impl Block {
             writeback: state.writeback,
             engine,
             queues: state.geometry.queues,
+            limits: state.limits,
         };
         let mut block = Self::new(file, config)?;
         let (found, expected) = (&block.geometry, state.geometry);
@@ -194,8 +209,8 @@ impl Block {
         Ok(block)
     }
 
-    /// Puts another file behind the drive, of any size, and tells the driver that the configuration changed. Requests in
-    /// flight end on the old file. The features stay as they were offered.
+    /// Puts another file behind the drive, of any size. Requests in flight end on the old file; the features stay as they
+    /// were offered. The transport is to tell the driver that the configuration changed.
     ///
     /// # Errors
     /// The file cannot be a drive; the old one then stays.
@@ -218,19 +233,38 @@ impl Block {
         {
             result = Err(error);
         }
-        if let Some(active) = self.active.take() {
-            let interrupt = Arc::clone(&active.interrupt);
-            self.activate(Activation {
-                memory: active.memory,
-                features: active.features,
-                queues,
-                interrupt: active.interrupt,
-            })?;
-            if result.is_ok() {
-                interrupt.config();
-            }
-        }
+        self.go_on(queues)?;
         result.map_err(BlockError::Engine)
+    }
+
+    /// Other limits from now on, for requests that wait too. Tokens that were spent stay spent.
+    ///
+    /// # Errors
+    /// No descriptor is left for the timer of the first limit, or no worker can be started again.
+    pub fn set_limits(&mut self, limits: limiter::Limits) -> Result<(), BlockError> {
+        if let Some(limiter) = &self.limiter {
+            let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.set(limits, Instant::now());
+        } else if let Some(limiter) = make_limiter(limits)? {
+            let queues = self.stop_workers();
+            self.limiter = Some(limiter);
+            self.go_on(queues)?;
+        }
+        self.config.limits = limits;
+        Ok(())
+    }
+
+    /// Serves `queues` again, if the device is active.
+    fn go_on(&mut self, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
+        let Some(active) = self.active.take() else {
+            return Ok(());
+        };
+        self.activate(Activation {
+            memory: active.memory,
+            features: active.features,
+            queues,
+            interrupt: active.interrupt,
+        })
     }
 
     fn exchange(&mut self, file: &File) -> io::Result<()> {
@@ -293,6 +327,7 @@ impl Block {
             id,
             direct,
             durable_writes,
+            limiter: self.limiter.clone(),
             counters: Arc::clone(&lane.counters),
         });
         let name = format!("blk{index}-{}", self.config.id.replace('\0', "?"));
@@ -314,6 +349,15 @@ impl Block {
         }
         queues
     }
+}
+
+/// `None` if nothing is limited: a drive without limits pays nothing for them.
+fn make_limiter(limits: limiter::Limits) -> Result<Option<Arc<Mutex<Limiter>>>, BlockError> {
+    if limits == limiter::Limits::default() {
+        return Ok(None);
+    }
+    let limiter = Limiter::new(limits, Instant::now()).map_err(BlockError::Limiter)?;
+    Ok(Some(Arc::new(Mutex::new(limiter))))
 }
 
 fn make_engine(file: &File, config: &BlockConfig) -> io::Result<Box<dyn Engine>> {
@@ -380,6 +424,7 @@ impl VirtioDevice for Block {
             read_only: self.config.read_only,
             writeback: self.config.writeback,
             geometry: self.geometry.clone(),
+            limits: self.config.limits,
         })
     }
 }

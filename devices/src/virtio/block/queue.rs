@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -22,6 +23,7 @@ use super::engine::Engine;
 use super::flight::{Flight, Next, Transfer, Work};
 use super::request::{ID_BYTES, Limits, Refused, Request, Status};
 use crate::GuestRam;
+use crate::limiter::Limiter;
 use crate::virtio::chain::Buffers;
 use crate::virtio::segments::Segments;
 use crate::virtio::{ActiveQueue, VirtioInterrupt};
@@ -45,6 +47,8 @@ pub(super) struct Parts {
     pub id: [u8; ID_BYTES],
     pub direct: Option<Alignment>,
     pub durable_writes: bool,
+    /// Of all queues of the drive together; `None` if nothing is limited. Its lock is held for arithmetic only.
+    pub limiter: Option<Arc<Mutex<Limiter>>>,
     pub counters: Arc<Counters>,
 }
 
@@ -62,6 +66,8 @@ pub(super) struct QueueWorker {
     spare: Vec<Segments>,
     /// Used entries were added since the driver was last told.
     untold: bool,
+    /// The next request waits for tokens. It is still in the avail ring.
+    throttled: bool,
     /// The queue cannot be trusted any more; nothing is taken from it until reset.
     broken: bool,
 }
@@ -81,6 +87,7 @@ impl QueueWorker {
             buffers: Buffers::default(),
             spare: Vec::new(),
             untold: false,
+            throttled: false,
             broken: false,
         }
     }
@@ -120,6 +127,10 @@ impl QueueWorker {
             self.take(ROUND)?;
             let busy = self.pump()?;
             self.tell();
+            if self.throttled {
+                // The limiter's timer brings the worker back here; kicks need not.
+                return Ok(busy);
+            }
             if self.in_flight == self.flights.len() {
                 // A completion brings the worker back here; then it looks for more.
                 return Ok(busy);
@@ -135,8 +146,9 @@ impl QueueWorker {
         Ok(true)
     }
 
-    /// Takes up to `most` requests from the avail ring.
+    /// Takes up to `most` requests from the avail ring, fewer if one must wait for tokens.
     fn take(&mut self, most: usize) -> Result<(), Broken> {
+        self.throttled = false;
         for _ in 0..most {
             let memory = &self.parts.memory;
             let queue = &mut self.parts.active.queue;
@@ -171,14 +183,44 @@ impl QueueWorker {
                 self.add_used(head, 0)?;
                 continue;
             };
-            self.begin(head, status_at)?;
+            let (memory, limits) = (&self.parts.memory, &self.parts.limits);
+            let request = Request::parse(&mut self.buffers, memory, limits);
+            if request
+                .as_ref()
+                .is_ok_and(|request| !self.may_begin(request))
+            {
+                // Back into the ring, where a pause or a snapshot leaves it too.
+                let queue = &mut self.parts.active.queue;
+                queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                self.throttled = true;
+                return Ok(());
+            }
+            self.begin(head, status_at, request)?;
         }
         Ok(())
     }
 
-    /// Begins the request whose data is in `self.buffers`.
-    fn begin(&mut self, head: u16, status_at: GuestAddress) -> Result<(), Broken> {
-        match self.work() {
+    /// Spends the tokens of a request; false if there are too few. Requests that are refused anyway cost none.
+    fn may_begin(&self, request: &Request) -> bool {
+        let Some(limiter) = &self.parts.limiter else {
+            return true;
+        };
+        let bytes = match request {
+            Request::Read { length, .. } | Request::Write { length, .. } => *length,
+            Request::Flush | Request::GetId | Request::Ranges(_) => 0,
+        };
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.take(bytes, Instant::now())
+    }
+
+    /// Begins a request whose data is in `self.buffers`.
+    fn begin(
+        &mut self,
+        head: u16,
+        status_at: GuestAddress,
+        request: Result<Request, Refused>,
+    ) -> Result<(), Broken> {
+        match request.and_then(|request| self.work(request)) {
             Ok(Some(work)) => {
                 if let Some(place) = self.flights.get_mut(usize::from(head)) {
                     *place = Some(Flight { status_at, work });
@@ -199,20 +241,19 @@ impl QueueWorker {
         }
     }
 
-    /// What there is to do for the request in `self.buffers`; `None` if it is done.
-    fn work(&mut self) -> Result<Option<Work>, Refused> {
+    /// What there is to do for a request whose data is in `self.buffers`; `None` if it is done.
+    fn work(&mut self, request: Request) -> Result<Option<Work>, Refused> {
         let memory = &self.parts.memory;
-        let (write, offset, length) =
-            match Request::parse(&mut self.buffers, memory, &self.parts.limits)? {
-                Request::Read { offset, length } => (false, offset, length),
-                Request::Write { offset, length } => (true, offset, length),
-                Request::Flush => return Ok(Some(Work::Flush)),
-                Request::Ranges(ranges) => return Ok(Some(Work::Ranges(ranges))),
-                Request::GetId => {
-                    self.buffers.write(memory, &self.parts.id)?;
-                    return Ok(None);
-                }
-            };
+        let (write, offset, length) = match request {
+            Request::Read { offset, length } => (false, offset, length),
+            Request::Write { offset, length } => (true, offset, length),
+            Request::Flush => return Ok(Some(Work::Flush)),
+            Request::Ranges(ranges) => return Ok(Some(Work::Ranges(ranges))),
+            Request::GetId => {
+                self.buffers.write(memory, &self.parts.id)?;
+                return Ok(None);
+            }
+        };
         let mut segments = self.spare.pop().unwrap_or_default();
         if write {
             self.buffers.readable_segments(memory, &mut segments)?;
@@ -416,6 +457,10 @@ impl Handler for QueueWorker {
         self.parts.active.kick.write(1)?;
         let kick = self.parts.active.kick.as_raw_fd();
         interest.add(kick, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+        if let Some(limiter) = &self.parts.limiter {
+            let timer = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+            interest.add(timer.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+        }
         match self.parts.engine.descriptor() {
             Some(descriptor) => interest.add(descriptor, EventSet::IN),
             None => Ok(()),

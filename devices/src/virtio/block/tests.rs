@@ -3,6 +3,7 @@ pub(in crate::virtio) mod driver;
 mod files;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod model;
 
 use std::fs::{File, OpenOptions};
@@ -47,6 +48,7 @@ fn config(engine: EngineKind) -> BlockConfig {
         writeback: true,
         engine,
         queues: 1,
+        limits: limiter::Limits::default(),
     }
 }
 

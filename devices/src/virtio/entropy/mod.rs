@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::EventSet;
@@ -16,6 +17,7 @@ use super::{
     ActivateError, Activation, ActiveQueue, DeviceId, DeviceState, VirtioDevice, VirtioInterrupt,
 };
 use crate::GuestRam;
+use crate::limiter::{Limiter, Limits};
 use crate::worker::{Handler, Interest, Place, SharedWorker};
 
 /// Entries of the queue.
@@ -27,9 +29,13 @@ pub const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// Requests served before the worker looks after its other devices.
 const BUDGET: usize = 8;
 
-/// The device's state in a snapshot: it has none of its own. Random bytes are never repeated.
+/// The device's state in a snapshot. Random bytes are never repeated.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct EntropyState {}
+pub struct EntropyState {
+    /// The buckets of a restored device begin full.
+    #[serde(default)]
+    pub limits: Limits,
+}
 
 /// What the device has done since it was made.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -49,23 +55,36 @@ struct Counters {
 /// A virtio-rng device.
 pub struct Entropy {
     worker: Arc<SharedWorker>,
+    limits: Limits,
+    /// Here while the queue is not served; `None` without limits too.
+    limiter: Option<Limiter>,
     place: Option<Place<QueueHandler>>,
     counters: Arc<Counters>,
 }
 
 impl Entropy {
-    /// A device that is served by `worker`.
-    pub fn new(worker: Arc<SharedWorker>) -> Self {
-        Self {
+    /// A device that is served by `worker`. A request costs an operation, and its bytes.
+    ///
+    /// # Errors
+    /// There are limits, and no descriptor is left for their timer.
+    pub fn new(worker: Arc<SharedWorker>, limits: Limits) -> io::Result<Self> {
+        let limited = limits != Limits::default();
+        let limiter = limited.then(|| Limiter::new(limits, Instant::now()));
+        Ok(Self {
             worker,
+            limits,
+            limiter: limiter.transpose()?,
             place: None,
             counters: Arc::default(),
-        }
+        })
     }
 
     /// The device of a snapshot.
-    pub fn from_state(_state: &EntropyState, worker: Arc<SharedWorker>) -> Self {
-        Self::new(worker)
+    ///
+    /// # Errors
+    /// See [`new`](Self::new).
+    pub fn from_state(state: &EntropyState, worker: Arc<SharedWorker>) -> io::Result<Self> {
+        Self::new(worker, state.limits)
     }
 
     /// What the device has done so far.
@@ -106,6 +125,7 @@ impl VirtioDevice for Entropy {
             interrupt: activation.interrupt,
             buffers: Buffers::default(),
             segments: Segments::default(),
+            limiter: self.limiter.take(),
             counters: Arc::clone(&self.counters),
             broken: false,
         })?);
@@ -113,8 +133,11 @@ impl VirtioDevice for Entropy {
     }
 
     fn suspend(&mut self) -> Vec<ActiveQueue> {
-        let handler = self.place.take().and_then(Place::remove);
-        handler.map(|handler| handler.active).into_iter().collect()
+        let Some(handler) = self.place.take().and_then(Place::remove) else {
+            return Vec::new();
+        };
+        self.limiter = handler.limiter;
+        vec![handler.active]
     }
 
     fn reset(&mut self) {
@@ -122,7 +145,9 @@ impl VirtioDevice for Entropy {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Entropy(EntropyState {})
+        DeviceState::Entropy(EntropyState {
+            limits: self.limits,
+        })
     }
 }
 
@@ -133,9 +158,20 @@ struct QueueHandler {
     interrupt: Arc<dyn VirtioInterrupt>,
     buffers: Buffers,
     segments: Segments,
+    limiter: Option<Limiter>,
     counters: Arc<Counters>,
     /// The queue cannot be trusted any more; nothing is taken from it until reset.
     broken: bool,
+}
+
+/// How it went with the next request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Served,
+    /// There is none.
+    Nothing,
+    /// It waits for tokens, in the avail ring.
+    Throttled,
 }
 
 /// The queue cannot be trusted any more.
@@ -144,7 +180,7 @@ struct Broken(&'static str);
 const RINGS: Broken = Broken("its rings are not in guest RAM");
 
 impl QueueHandler {
-    /// Serves some requests. True if there are more.
+    /// Serves some requests. True if there are more that may be served at once.
     fn serve(&mut self) -> Result<bool, Broken> {
         let memory = &self.memory;
         self.active
@@ -152,24 +188,30 @@ impl QueueHandler {
             .disable_notification(memory)
             .map_err(|_| RINGS)?;
         let mut served = 0;
-        while served < BUDGET && self.serve_one()? {
-            served += 1;
+        let mut turn = Turn::Served;
+        while served < BUDGET && turn == Turn::Served {
+            turn = self.serve_one()?;
+            served += usize::from(turn == Turn::Served);
         }
         let (memory, queue) = (&self.memory, &mut self.active.queue);
         if served > 0 && queue.needs_notification(memory).map_err(|_| RINGS)? {
             self.interrupt.queue(self.active.index);
         }
+        if turn == Turn::Throttled {
+            // The limiter's timer brings the worker back here; kicks need not.
+            return Ok(false);
+        }
         queue.enable_notification(memory).map_err(|_| RINGS)
     }
 
-    /// Serves a request; false if there is none.
-    fn serve_one(&mut self) -> Result<bool, Broken> {
+    /// Serves a request if there is one that may be.
+    fn serve_one(&mut self) -> Result<Turn, Broken> {
         let (memory, queue) = (&self.memory, &mut self.active.queue);
         let available = queue
             .avail_idx(memory, Ordering::Acquire)
             .map_err(|_| RINGS)?;
         if available.0 == queue.next_avail() {
-            return Ok(false);
+            return Ok(Turn::Nothing);
         }
         let mut chains = (queue.iter(memory)).map_err(|_| {
             Broken("its avail ring says that there are more requests than it has room for")
@@ -177,6 +219,12 @@ impl QueueHandler {
         let chain = chains.next().ok_or(RINGS)?;
         let head = chain.head_index();
         let gathered = self.buffers.gather(chain, usize::from(QUEUE_SIZE));
+        if gathered.is_ok() && !self.may_serve() {
+            // Back into the ring, where a pause or a snapshot leaves it too.
+            let queue = &mut self.active.queue;
+            queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+            return Ok(Turn::Throttled);
+        }
         let length = match gathered {
             Ok(()) => self.fill(),
             Err(error) => {
@@ -190,7 +238,16 @@ impl QueueHandler {
         added.map_err(|_| {
             Broken("its avail ring names a descriptor that the queue does not have")
         })?;
-        Ok(true)
+        Ok(Turn::Served)
+    }
+
+    /// Spends the tokens of the request in `self.buffers`; false if there are too few.
+    fn may_serve(&mut self) -> bool {
+        let Some(limiter) = &mut self.limiter else {
+            return true;
+        };
+        let bytes = self.buffers.writable_bytes().min(MAX_REQUEST_BYTES as u64);
+        limiter.take(bytes, Instant::now())
     }
 
     /// Fills the buffers of a request with random bytes and returns how many there are.
@@ -260,7 +317,13 @@ impl Handler for QueueHandler {
         // A kick from before the handler was there, or before a snapshot, may be lost: look once in any case.
         self.active.kick.write(1)?;
         let kick = self.active.kick.as_raw_fd();
-        interest.add(kick, EventSet::IN | EventSet::EDGE_TRIGGERED)
+        interest.add(kick, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+        match &self.limiter {
+            Some(limiter) => {
+                interest.add(limiter.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)
+            }
+            None => Ok(()),
+        }
     }
 
     fn ready(&mut self, _fd: RawFd, _events: EventSet, _interest: &Interest<'_>) {

@@ -1,6 +1,7 @@
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::*;
+use crate::limiter::Limit;
 use crate::virtio::block::tests::driver::{DATA, Driver, HOLE, Part, SEAM, TestInterrupt, ram};
 use crate::worker::ThreadKind;
 
@@ -11,6 +12,10 @@ struct Rig {
 
 impl Rig {
     fn new(event_idx: bool) -> Self {
+        Self::limited(event_idx, Limits::default())
+    }
+
+    fn limited(event_idx: bool, limits: Limits) -> Self {
         let worker = SharedWorker::spawn(ThreadKind::Slow, "test").unwrap();
         let driver = Driver::new(
             ram(),
@@ -20,7 +25,7 @@ impl Rig {
             event_idx,
         );
         let mut rig = Self {
-            entropy: Entropy::new(worker),
+            entropy: Entropy::new(worker, limits).unwrap(),
             driver,
         };
         let queues = vec![rig.driver.active()];
@@ -177,7 +182,7 @@ fn an_untrustworthy_queue_stops_until_reset_and_its_neighbour_does_not() {
     ] {
         let mut rig = Rig::new(true);
         let mut neighbour = Rig {
-            entropy: Entropy::new(rig.entropy.worker.clone()),
+            entropy: Entropy::new(rig.entropy.worker.clone(), Limits::default()).unwrap(),
             driver: Driver::new(
                 ram(),
                 &Arc::new(TestInterrupt::default()),
@@ -224,6 +229,71 @@ fn suspend_gives_the_queue_back_and_activate_goes_on_with_it() {
     assert_eq!(rig.driver.wait(1), [(head, 8)]);
 }
 
+/// So many bytes, and practically never any more.
+fn bytes(size: u64) -> Limits {
+    Limits {
+        bandwidth: Some(Limit {
+            size,
+            one_time_burst: 0,
+            refill_time: u64::MAX,
+        }),
+        ops: None,
+    }
+}
+
+#[test]
+fn a_request_beyond_the_limit_waits_in_the_ring() {
+    for event_idx in [false, true] {
+        let mut rig = Rig::limited(event_idx, bytes(100));
+        let heads: Vec<_> = (0..5)
+            .map(|i| rig.driver.chain(&[(DATA + 64 * i, 40, true)]))
+            .collect();
+        heads.iter().for_each(|&head| rig.driver.offer(head));
+        rig.driver.kick();
+        assert_eq!(rig.driver.wait(2), [(heads[0], 40), (heads[1], 40)]);
+        let queues = rig.entropy.suspend();
+        assert_eq!(queues[0].queue.next_avail(), 2);
+        // What was spent stays spent over a pause; another kick changes nothing.
+        rig.activate(queues).unwrap();
+        rig.driver.kick();
+        let queues = rig.entropy.suspend();
+        assert_eq!(rig.driver.used_index(), 2);
+        // A restored device begins with a full bucket.
+        let DeviceState::Entropy(state) = rig.entropy.state() else {
+            panic!("not the state of virtio-rng");
+        };
+        rig.entropy = Entropy::from_state(&state, rig.entropy.worker.clone()).unwrap();
+        assert_eq!(rig.entropy.state(), DeviceState::Entropy(state));
+        rig.activate(queues).unwrap();
+        assert_eq!(rig.driver.wait(2), [(heads[2], 40), (heads[3], 40)]);
+        assert_eq!(rig.entropy.suspend()[0].queue.next_avail(), 4);
+    }
+}
+
+#[test]
+fn tokens_that_come_serve_who_waits() {
+    let quick = Limit {
+        size: 1,
+        one_time_burst: 0,
+        refill_time: 1,
+    };
+    let limits = Limits {
+        bandwidth: None,
+        ops: Some(quick),
+    };
+    let mut rig = Rig::limited(true, limits);
+    let heads: Vec<_> = (0..20)
+        .map(|i| rig.driver.chain(&[(DATA + 64 * i, 8, true)]))
+        .collect();
+    heads.iter().for_each(|&head| rig.driver.offer(head));
+    rig.driver.kick();
+    let used = rig.driver.wait(20);
+    assert_eq!(
+        used,
+        heads.iter().map(|&head| (head, 8)).collect::<Vec<_>>()
+    );
+}
+
 #[test]
 fn state_round_trips() {
     let mut rig = Rig::new(true);
@@ -231,7 +301,7 @@ fn state_round_trips() {
     let DeviceState::Entropy(state) = rig.entropy.state() else {
         panic!("not the state of virtio-rng");
     };
-    rig.entropy = Entropy::from_state(&state, rig.entropy.worker.clone());
+    rig.entropy = Entropy::from_state(&state, rig.entropy.worker.clone()).unwrap();
     assert_eq!(rig.entropy.state(), DeviceState::Entropy(state));
     rig.activate(queues).unwrap();
     rig.assert_serves();

@@ -25,7 +25,7 @@ pub use state::{QueueRegistersState, VirtioPciState};
 use self::common::CommonConfig;
 use self::interrupt::Interrupter;
 use self::layout::{Capabilities, Region};
-use super::{ActiveQueue, DeviceId, VirtioDevice};
+use super::{ActiveQueue, DeviceId, VirtioDevice, VirtioInterrupt};
 use crate::GuestRam;
 use crate::doorbell::Doorbells;
 use crate::irq::MsiAllocator;
@@ -175,6 +175,17 @@ impl VirtioPci {
         let mut control = self.lock();
         let model: &mut dyn Any = control.device.as_mut();
         model.downcast_mut().map(change)
+    }
+
+    /// Tells the driver, if there is one, that the device's configuration changed (virtio 1.3 §2.3).
+    pub fn config_changed(&self) {
+        if self.interrupt.status() & status::DRIVER_OK != 0 {
+            self.interrupt.config();
+        } else {
+            // One that is still reading it starts over.
+            let generation = self.interrupt.generation();
+            self.interrupt.set_generation(generation.wrapping_add(1));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {

@@ -60,14 +60,24 @@ fn types() -> BTreeMap<&'static str, Wire> {
         json!({"iface_id": "i", "rx_rate_limiter": limiter, "tx_rate_limiter": limiter});
     let vsock = json!({"guest_cid": 3, "uds_path": "v", "vsock_id": "x"});
     let entropy = json!({"rate_limiter": limiter});
+    let balloon = json!({
+        "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 2, "free_page_hinting": true,
+        "free_page_reporting": true, "stats_on_demand": true
+    });
+    let stats = json!({
+        "target_pages": 1, "actual_pages": 2, "target_mib": 3, "actual_mib": 4, "swap_in": 5, "swap_out": 6,
+        "major_faults": 7, "minor_faults": 8, "free_memory": 9, "total_memory": 10, "available_memory": 11,
+        "disk_caches": 12, "hugetlb_allocations": 13, "hugetlb_failures": 14, "oom_kill": 15, "alloc_stall": 16,
+        "async_scan": 17, "direct_scan": 18, "async_reclaim": 19, "direct_reclaim": 20
+    });
     let serial = json!({"serial_out_path": "s", "rate_limiter": bucket, "destination": "Pty"});
     let logger = json!({
         "log_path": "l", "level": "Debug", "show_level": true, "show_log_origin": true, "module": "m"
     });
     let lifecycle = json!({"on_reboot": "Restart"});
     let whole = json!({
-        "boot-source": boot, "drives": [drive], "machine-config": machine,
-        "network-interfaces": [interface], "vsock": vsock, "entropy": entropy,
+        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine,
+        "network-interfaces": [interface], "vsock": vsock, "entropy": entropy, "balloon": balloon,
         "logger": logger, "serial": serial, "lifecycle": lifecycle
     });
     let instance = json!({"app_name": "a", "id": "i", "state": "Paused", "vmm_version": "1"});
@@ -103,6 +113,16 @@ fn types() -> BTreeMap<&'static str, Wire> {
         ),
         ("Vsock", wire::<Vsock>(vsock)),
         ("Entropy", wire::<Entropy>(entropy)),
+        ("Balloon", wire::<Balloon>(balloon)),
+        (
+            "BalloonUpdate",
+            wire::<BalloonUpdate>(json!({"amount_mib": 1})),
+        ),
+        ("BalloonStats", wire::<BalloonStats>(stats)),
+        (
+            "BalloonStatsUpdate",
+            wire::<BalloonStatsUpdate>(json!({"stats_polling_interval_s": 1})),
+        ),
         ("Serial", wire::<Serial>(serial)),
         ("Logger", wire::<Logger>(logger)),
         ("Lifecycle", wire::<Lifecycle>(lifecycle)),

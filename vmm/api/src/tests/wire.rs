@@ -139,6 +139,9 @@ fn a_path_that_is_not_there_is_told_from_a_method_it_does_not_take() {
     assert!(message("GET", "/drives/a").contains("PUT, PATCH"));
     assert!(message("PUT", "/drives/").contains("/drives/ID"));
     assert!(message("GET", "/nowhere").contains("/nowhere"));
+    assert!(message("DELETE", "/balloon").contains("GET, PUT, PATCH"));
+    assert!(message("PATCH", "/balloon/hinting/start").contains("does not offer"));
+    assert!(message("GET", "/balloon/hinting/status").contains("does not offer"));
     assert!(message("GET", "/vm/config/more").contains("no /vm/config/more"));
     assert!(message("GET", "/network-interfaces/a").contains("PUT, PATCH"));
     assert!(message("PUT", "/network-interfaces").contains("/network-interfaces/ID"));

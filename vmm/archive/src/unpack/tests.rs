@@ -360,3 +360,13 @@ fn an_existing_directory_keeps_its_mode_and_a_file_does_not_replace_it() {
         Err(Error::IsDirectory(_))
     ));
 }
+
+#[test]
+fn a_tree_that_cannot_be_read_to_its_end_gives_no_archive_that_looks_whole() {
+    let place = Place::new();
+    let mut stream = Vec::new();
+    let missing = place.path().join("none");
+    let packed = pack(&missing, OsStr::new("none"), &mut stream, &mut |_| ());
+    assert!(matches!(packed, Err(Error::Io { .. })), "{packed:?}");
+    assert_eq!(stream, b"");
+}

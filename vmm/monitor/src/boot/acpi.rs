@@ -26,6 +26,8 @@ use fief_devices::legacy::{
 
 use super::layout::{self, PciWindow64};
 
+mod hot_plug;
+
 const OEM_ID: [u8; 6] = *b"FIEF  ";
 const OEM_TABLE_ID: [u8; 8] = *b"FIEFVM  ";
 const OEM_REVISION: u32 = 1;
@@ -46,7 +48,10 @@ pub fn tables(platform: Platform) -> Vec<u8> {
     let mut block = Block {
         bytes: vec![0; Rsdp::len().next_multiple_of(ALIGN)],
     };
-    let dsdt = block.add(&dsdt(platform));
+    // No table lists it: the guest loads it when it is needed.
+    let slots = hot_plug::table();
+    let slots = (block.add(&slots), slots.len());
+    let dsdt = block.add(&dsdt(platform, slots));
     let entries = [
         block.add(&fadt(dsdt)),
         block.add(&madt(platform.vcpus)),
@@ -123,16 +128,17 @@ fn madt(vcpus: u8) -> MADT {
 
 fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM_START, 0, 0, 0);
+    mcfg.add_ecam(layout::ECAM_START, 0, 0, 1);
     mcfg
 }
 
-fn dsdt(platform: Platform) -> Sdt {
+/// `slots` is where the table of hot-plug slots is, and its length.
+fn dsdt(platform: Platform, slots: (u64, usize)) -> Sdt {
     let mut code = Vec::new();
     let mut devices = Vec::new();
     pci_host_bridge(platform.pci_window_64, &mut devices);
     serial_port(&mut devices);
-    power_button(&mut devices);
+    event_device(slots, &mut devices);
     panic_device(&mut devices);
     code.extend_from_slice(&aml::Scope::raw("_SB_".into(), devices));
     let off = power::SLEEP_TYPE_S5;
@@ -147,7 +153,7 @@ fn dsdt(platform: Platform) -> Sdt {
     dsdt
 }
 
-/// PCIe host bridge with bus 0 only. No `_PRT`: every function uses MSI or MSI-X.
+/// PCIe host bridge of bus 0. No `_PRT`: every function uses MSI or MSI-X.
 fn pci_host_bridge(window: Option<PciWindow64>, sink: &mut Vec<u8>) {
     let last = |end: u64| u32::try_from(end.saturating_sub(1)).unwrap_or(u32::MAX);
     let bus = AddressSpace::new_bus_number(0_u16, 0_u16);
@@ -206,14 +212,15 @@ fn serial_port(sink: &mut Vec<u8>) {
     .to_aml_bytes(sink);
 }
 
-/// The power button, and the generic event device that reports it (ACPI 6.5 §5.6.9).
-fn power_button(sink: &mut Vec<u8>) {
+/// The power button, and the generic event device that reports it and hot-plug (ACPI 6.5 §5.6.9).
+fn event_device(slots: (u64, usize), sink: &mut Vec<u8>) {
     Device::new(
         "PWRB".into(),
         vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
     )
     .to_aml_bytes(sink);
-    let interrupt = Interrupt::new(true, true, false, false, POWER_GSI);
+    // Level-triggered, active high, exclusive.
+    let interrupt = Interrupt::new(true, false, false, false, POWER_GSI);
     let event_port = port_number(power::EVENT);
     let region = OpRegion::new(
         "EVTR".into(),
@@ -235,7 +242,10 @@ fn power_button(sink: &mut Vec<u8>) {
     let pressed = aml::And::new(&aml::ZERO, &Local(0), &power::EVENT_POWER_BUTTON);
     let notify = Notify::new(&button, &0x80_u8);
     let report = If::new(&pressed, vec![&notify]);
-    let method = Method::new("_EVT".into(), 1, true, vec![&read, &report]);
+    let plugged = aml::And::new(&aml::ZERO, &Local(0), &power::EVENT_PCI_HOT_PLUG);
+    let news = hot_plug::News;
+    let look = If::new(&plugged, vec![&news]);
+    let method = Method::new("_EVT".into(), 1, true, vec![&read, &report, &look]);
     Device::new(
         "GED_".into(),
         vec![
@@ -244,6 +254,10 @@ fn power_button(sink: &mut Vec<u8>) {
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
             &region,
             &field,
+            &hot_plug::Unloaded {
+                address: slots.0,
+                length: slots.1,
+            },
             &method,
         ],
     )

@@ -3,8 +3,8 @@
 //! ```text
 //! 0x0000_0000  RAM: boot data below 0xA_0000, ACPI and MP tables at 0xE_0000, the reset vector below 1 MiB, the kernel
 //!              from there up, the initrd below the end
-//! 0xC000_0000  32-bit PCI window
-//! 0xEC00_0000  PCI ECAM, bus 0
+//! 0xC000_0000  32-bit PCI windows of bus 0 and of bus 1, where functions are added to a running machine
+//! 0xEC00_0000  PCI ECAM, buses 0 and 1
 //! 0xFEC0_0000  I/O APIC, local APICs at 0xFEE0_0000, KVM's TSS and identity map
 //! 0x1_0000_0000  the rest of the RAM
 //!              64-bit PCI window, see [`PciWindow64`]
@@ -54,12 +54,14 @@ pub const RAM_HOLE_START: u64 = 3 * GIB;
 /// Where RAM goes on above the hole.
 pub const RAM_HOLE_END: u64 = 4 * GIB;
 
-/// 32-bit PCI memory window.
-pub const PCI_WINDOW_32: Range<u64> = 0xC000_0000..0xEC00_0000;
-/// Memory-mapped configuration space (PCI Express 5.0 §7.2.2), 1 MiB a bus, bus 0 only.
+/// 32-bit PCI memory window of bus 0.
+pub const PCI_WINDOW_32: Range<u64> = 0xC000_0000..0xEB00_0000;
+/// 32-bit PCI memory window of bus 1: half a MiB for each of its slots.
+pub const HOT_PLUG_WINDOW: Range<u64> = 0xEB00_0000..0xEC00_0000;
+/// Memory-mapped configuration space (PCI Express 5.0 §7.2.2), 1 MiB a bus.
 pub const ECAM_START: u64 = 0xEC00_0000;
-/// Size of the configuration space of bus 0.
-pub const ECAM_SIZE: u64 = MIB;
+/// Size of the configuration space of buses 0 and 1.
+pub const ECAM_SIZE: u64 = 2 * MIB;
 /// I/O ports that PCI functions can have.
 pub const PCI_IO_WINDOW: Range<u16> = 0x1000..0xFFFF;
 

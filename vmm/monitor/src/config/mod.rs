@@ -5,6 +5,7 @@ mod network;
 
 use std::path::PathBuf;
 
+use fief_devices::limiter::Limits;
 pub use network::{InterfaceConfig, MAX_INTERFACES, insert_interface};
 
 /// Everything that a machine is built from.
@@ -18,8 +19,11 @@ pub struct VmConfig {
     /// In the order they were added.
     pub interfaces: Vec<InterfaceConfig>,
     pub vsock: Option<VsockConfig>,
-    /// virtio-rng present.
-    pub entropy: bool,
+    /// virtio-rng with its limits, if there is one.
+    pub entropy: Option<Limits>,
+    pub balloon: Option<BalloonConfig>,
+    /// The host's devices write to guest RAM by themselves, so that its pages must stay where they are (passthrough).
+    pub pinned_memory: bool,
     pub serial: SerialConfig,
     pub on_reboot: OnReboot,
 }
@@ -72,7 +76,7 @@ pub enum ConfigError {
     Partuuid { id: String, partuuid: String },
     #[error("drive {second} cannot be the root device: drive {first} is; only one can be")]
     TwoRootDevices { first: String, second: String },
-    #[error("there are {MAX_DRIVES} drives already; no more fit on the bus")]
+    #[error("there are {MAX_DRIVES} drives already; remove one first")]
     TooManyDrives,
     #[error("the interface id '{0}' is not allowed; use 1 to 64 letters, digits and underscores")]
     InterfaceId(String),
@@ -96,6 +100,17 @@ pub enum ConfigError {
     TooManyInterfaces,
     #[error("guest_cid is {0}; it must be between 3 and {max}", max = u32::MAX - 1)]
     GuestCid(u64),
+    #[error(
+        "amount_mib is {asked}, but the guest has {total} MiB in all; a balloon cannot be larger than its guest"
+    )]
+    BalloonBeyondMemory { asked: u64, total: u64 },
+    #[error("stats_polling_interval_s is {0}; it must be at most {max}", max = u16::MAX)]
+    StatisticsInterval(u64),
+    #[error(
+        "a balloon cannot take memory from a guest whose memory is pinned for a passed-through device; leave one of them \
+         out"
+    )]
+    BalloonWithPinnedMemory,
     #[error("{name} is empty; give a path")]
     EmptyPath { name: &'static str },
     #[error(
@@ -196,6 +211,7 @@ pub struct DriveConfig {
     pub direct: bool,
     /// Number of request queues, 1 to the number of vCPUs.
     pub queues: u16,
+    pub limits: Limits,
 }
 
 /// Whether `id` can be that of a drive or interface.
@@ -230,6 +246,19 @@ impl DriveConfig {
                     partuuid: shortened(partuuid),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The drive has more queues than the guest has vCPUs.
+    pub fn check_queues(&self, vcpus: u8) -> Result<(), ConfigError> {
+        if self.queues > u16::from(vcpus) {
+            return Err(ConfigError::QueuesBeyondVcpus {
+                id: self.id.clone(),
+                asked: self.queues,
+                vcpus,
+            });
         }
         Ok(())
     }
@@ -279,21 +308,17 @@ impl VmConfig {
     /// What can only be judged of the whole.
     ///
     /// # Errors
-    /// A drive asks for more queues than the guest has vCPUs.
+    /// A drive asks for more queues than the guest has vCPUs, the balloon for more memory than there is, or for any that is
+    /// pinned.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let vcpus = self.cpus.count();
-        let too_many = self
-            .drives
-            .iter()
-            .find(|drive| drive.queues > u16::from(vcpus));
-        match too_many {
-            Some(drive) => Err(ConfigError::QueuesBeyondVcpus {
-                id: drive.id.clone(),
-                asked: drive.queues,
-                vcpus,
-            }),
-            None => Ok(()),
+        if let Some(balloon) = &self.balloon {
+            balloon.check(self.memory.size_mib)?;
+            if self.pinned_memory {
+                return Err(ConfigError::BalloonWithPinnedMemory);
+            }
         }
+        let mut drives = self.drives.iter();
+        drives.try_for_each(|drive| drive.check_queues(self.cpus.count()))
     }
 }
 
@@ -325,6 +350,48 @@ impl VsockConfig {
             guest_cid,
             uds_path,
         })
+    }
+}
+
+/// A virtio-balloon device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// MiB that the guest is to give; at most what it has.
+    pub target_mib: u32,
+    pub deflate_on_oom: bool,
+    /// Free page reporting.
+    pub reporting: bool,
+    /// The guest is asked for statistics.
+    pub statistics: bool,
+    /// Seconds between them; 0: when somebody asks.
+    pub interval_s: u16,
+}
+
+impl BalloonConfig {
+    /// Reads an amount of MiB for a guest of `memory_mib` MiB.
+    ///
+    /// # Errors
+    /// It is more than that.
+    pub fn target(asked: u64, memory_mib: u64) -> Result<u32, ConfigError> {
+        let target = u32::try_from(asked).ok().filter(|_| asked <= memory_mib);
+        target.ok_or(ConfigError::BalloonBeyondMemory {
+            asked,
+            total: memory_mib,
+        })
+    }
+
+    /// Reads a number of seconds.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub fn interval(asked: u64) -> Result<u16, ConfigError> {
+        u16::try_from(asked).map_err(|_| ConfigError::StatisticsInterval(asked))
+    }
+
+    /// # Errors
+    /// The guest of `memory_mib` MiB is smaller than its balloon.
+    pub fn check(&self, memory_mib: u64) -> Result<(), ConfigError> {
+        Self::target(u64::from(self.target_mib), memory_mib).map(drop)
     }
 }
 

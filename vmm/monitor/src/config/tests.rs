@@ -11,6 +11,7 @@ fn drive(id: &str, root_device: bool) -> DriveConfig {
         io_uring: false,
         direct: false,
         queues: 1,
+        limits: fief_devices::limiter::Limits::default(),
     }
 }
 
@@ -127,6 +128,57 @@ fn drives_do_not_grow_without_bound() {
     assert_eq!(insert_drive(&mut drives, drive("d0", false)), Ok(()));
 }
 
+/// The least that is a machine, with 1 MiB.
+fn least() -> VmConfig {
+    VmConfig {
+        cpus: CpuConfig::new(1, false).unwrap(),
+        memory: MemoryConfig::new(1, MemoryBacking::Memfd, 1).unwrap(),
+        boot: BootConfig {
+            kernel: PathBuf::from("k"),
+            initrd: None,
+            args: String::new(),
+        },
+        drives: Vec::new(),
+        interfaces: Vec::new(),
+        vsock: None,
+        entropy: None,
+        balloon: None,
+        pinned_memory: false,
+        serial: SerialConfig::Stdio,
+        on_reboot: OnReboot::Exit,
+    }
+}
+
+#[test]
+fn a_balloon_is_no_larger_than_its_guest_and_nothing_of_it_is_pinned() {
+    let machine = |target_mib, pinned_memory| VmConfig {
+        balloon: Some(BalloonConfig {
+            target_mib,
+            deflate_on_oom: true,
+            reporting: true,
+            statistics: true,
+            interval_s: 0,
+        }),
+        pinned_memory,
+        ..least()
+    };
+    assert_eq!(machine(1, false).check(), Ok(()));
+    let beyond = ConfigError::BalloonBeyondMemory { asked: 2, total: 1 };
+    assert_eq!(machine(2, false).check(), Err(beyond));
+    let pinned = ConfigError::BalloonWithPinnedMemory;
+    assert_eq!(machine(0, true).check(), Err(pinned));
+    let without = VmConfig {
+        balloon: None,
+        ..machine(0, true)
+    };
+    assert_eq!(without.check(), Ok(()));
+    for asked in [1 << 32, (1 << 32) + 1, u64::MAX] {
+        assert!(BalloonConfig::target(asked, 1 << 20).is_err());
+        assert!(BalloonConfig::interval(asked).is_err());
+    }
+    assert_eq!(BalloonConfig::interval(65_535), Ok(65_535));
+}
+
 #[test]
 fn queues_are_at_most_one_a_vcpu() {
     assert_eq!(DriveConfig::queues("a", 32), Ok(32));
@@ -135,21 +187,11 @@ fn queues_are_at_most_one_a_vcpu() {
     }
     let machine = |vcpus| VmConfig {
         cpus: CpuConfig::new(vcpus, false).unwrap(),
-        memory: MemoryConfig::new(1, MemoryBacking::Memfd, 1).unwrap(),
-        boot: BootConfig {
-            kernel: PathBuf::from("k"),
-            initrd: None,
-            args: String::new(),
-        },
         drives: vec![DriveConfig {
             queues: 2,
             ..drive("a", true)
         }],
-        interfaces: Vec::new(),
-        vsock: None,
-        entropy: false,
-        serial: SerialConfig::Stdio,
-        on_reboot: OnReboot::Exit,
+        ..least()
     };
     assert_eq!(machine(2).check(), Ok(()));
     assert!(matches!(

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fief_devices::irq::{InterruptLine, MsiAllocator, MsiMessage, MsiVector};
 use kvm_bindings::{
@@ -26,15 +26,25 @@ const MAX_GSIS: u32 = 4096;
 /// The GSIs of one VM and where they go.
 pub struct GsiTable {
     vm: Arc<VmFd>,
-    /// The MSI of GSI `IO_APIC_PINS + index`; `None` until it is routed for the first time.
-    messages: Mutex<Vec<Option<MsiMessage>>>,
+    /// Of GSI `IO_APIC_PINS + index`.
+    routes: Mutex<Vec<Route>>,
+}
+
+/// What a GSI is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// Nothing: no vector has it.
+    Free,
+    /// A vector that was never routed.
+    Unrouted,
+    Msi(MsiMessage),
 }
 
 impl GsiTable {
     pub fn new(vm: Arc<VmFd>) -> Arc<Self> {
         Arc::new(Self {
             vm,
-            messages: Mutex::new(Vec::new()),
+            routes: Mutex::new(Vec::new()),
         })
     }
 
@@ -53,47 +63,64 @@ impl GsiTable {
         })
     }
 
-    fn allocate(&self, count: u16) -> io::Result<std::ops::Range<u32>> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-        let first = IO_APIC_PINS.saturating_add(used);
-        let end = first.saturating_add(u32::from(count));
-        if end > MAX_GSIS {
-            let text = format!(
-                "{count} more interrupt vectors asked for, but KVM has only {MAX_GSIS} GSIs"
-            );
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+    /// Takes the lowest free GSI.
+    fn allocate(&self) -> io::Result<u32> {
+        let mut routes = self.lock();
+        let free = routes.iter().position(|route| *route == Route::Free);
+        let index = free.unwrap_or(routes.len());
+        let gsi = u32::try_from(index)
+            .ok()
+            .and_then(|i| IO_APIC_PINS.checked_add(i));
+        let gsi = gsi.filter(|gsi| *gsi < MAX_GSIS).ok_or_else(|| {
+            let text = format!("no interrupt vector is left: KVM has only {MAX_GSIS} GSIs");
+            io::Error::new(io::ErrorKind::QuotaExceeded, text)
+        })?;
+        match routes.get_mut(index) {
+            Some(route) => *route = Route::Unrouted,
+            None => routes.push(Route::Unrouted),
         }
-        messages.extend((first..end).map(|_| None));
-        Ok(first..end)
+        Ok(gsi)
+    }
+
+    /// Gives a GSI back that no irqfd leads to any more. KVM's table keeps its route until the next change of any route.
+    fn free(&self, gsi: u32) {
+        if let Some(route) = place(&mut self.lock(), gsi) {
+            *route = Route::Free;
+        }
     }
 
     fn set_route(&self, gsi: u32, message: MsiMessage) -> io::Result<()> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = gsi
-            .checked_sub(IO_APIC_PINS)
-            .and_then(|i| usize::try_from(i).ok());
-        let place = index
-            .and_then(|i| messages.get_mut(i))
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let before = place.replace(message);
-        if before == Some(message) {
+        let mut routes = self.lock();
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let route = place(&mut routes, gsi).ok_or_else(invalid)?;
+        let before = std::mem::replace(route, Route::Msi(message));
+        if before == Route::Msi(message) {
             return Ok(());
         }
-        let entries = routing_entries(&messages);
+        let entries = routing_entries(&routes);
         let table = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
         self.vm.set_gsi_routing(&table).map_err(|error| {
-            if let Some(place) = index.and_then(|i| messages.get_mut(i)) {
-                *place = before;
+            if let Some(route) = place(&mut routes, gsi) {
+                *route = before;
             }
             error.into()
         })
     }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Route>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The route of an MSI's GSI.
+fn place(routes: &mut [Route], gsi: u32) -> Option<&mut Route> {
+    let index = usize::try_from(gsi.checked_sub(IO_APIC_PINS)?).ok()?;
+    routes.get_mut(index)
 }
 
 /// The whole table as KVM wants it: wired interrupts as KVM's own default has them, then the MSIs.
-fn routing_entries(messages: &[Option<MsiMessage>]) -> Vec<kvm_irq_routing_entry> {
+fn routing_entries(routes: &[Route]) -> Vec<kvm_irq_routing_entry> {
     let mut entries = Vec::new();
     for gsi in 0..IO_APIC_PINS {
         if gsi < PIC_PINS {
@@ -107,8 +134,8 @@ fn routing_entries(messages: &[Option<MsiMessage>]) -> Vec<kvm_irq_routing_entry
         // GSI 2 is input 2 of the I/O APIC here: KVM wires the PIT itself, and there is none.
         entries.push(wired(gsi, KVM_IRQCHIP_IOAPIC, gsi));
     }
-    for (gsi, message) in (IO_APIC_PINS..).zip(messages) {
-        if let Some(message) = message {
+    for (gsi, route) in (IO_APIC_PINS..).zip(routes) {
+        if let Route::Msi(message) = route {
             entries.push(msi(gsi, *message));
         }
     }
@@ -148,18 +175,18 @@ struct Allocator {
 
 impl MsiAllocator for Allocator {
     fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>> {
-        let gsis = self.table.allocate(count)?;
-        gsis.map(|gsi| {
+        let vector = |_| {
+            let event = EventFd::new(EFD_NONBLOCK)?;
             let vector = Vector {
                 table: Arc::clone(&self.table),
-                gsi,
-                event: EventFd::new(EFD_NONBLOCK)?,
+                gsi: self.table.allocate()?,
+                event,
                 open: AtomicBool::new(false),
                 connected: Mutex::new(false),
             };
             Ok(Arc::new(vector) as Arc<dyn MsiVector>)
-        })
-        .collect()
+        };
+        (0..count).map(vector).collect()
     }
 }
 
@@ -201,6 +228,20 @@ impl MsiVector for Vector {
     }
 }
 
+impl Drop for Vector {
+    fn drop(&mut self) {
+        let connected = self.connected.get_mut();
+        if *connected.unwrap_or_else(PoisonError::into_inner)
+            && let Err(error) = self.table.vm.unregister_irqfd(&self.event, self.gsi)
+        {
+            // It may still lead to the GSI, which therefore stays taken.
+            tracing::error!("GSI {} cannot be freed: {error}", self.gsi);
+            return;
+        }
+        self.table.free(self.gsi);
+    }
+}
+
 /// A wired interrupt, raised by an ioctl: an irqfd to the I/O APIC would go through a kernel thread of the host.
 struct Line {
     vm: Arc<VmFd>,
@@ -209,9 +250,12 @@ struct Line {
 
 impl InterruptLine for Line {
     fn trigger(&self) -> io::Result<()> {
-        self.vm.set_irq_line(self.gsi, true)?;
-        self.vm.set_irq_line(self.gsi, false)?;
-        Ok(())
+        self.set(true)?;
+        self.set(false)
+    }
+
+    fn set(&self, active: bool) -> io::Result<()> {
+        Ok(self.vm.set_irq_line(self.gsi, active)?)
     }
 }
 

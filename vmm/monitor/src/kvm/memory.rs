@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 
 use fief_devices::GuestRam;
-use fief_devices::ram::GuestRegion;
+use fief_devices::ram::{GuestRegion, ReleasePages};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -125,15 +125,48 @@ impl GuestMemory {
                 unsafe { std::ptr::write_bytes(region.as_ptr(), 0, length) };
                 continue;
             }
-            let advice = match self.backing {
-                MemoryBacking::Memfd => libc::MADV_REMOVE,
-                _ => libc::MADV_DONTNEED,
-            };
-            // SAFETY: the range is exactly one mapped region; dropping its pages changes contents only.
-            let result = unsafe { libc::madvise(region.as_ptr().cast(), length, advice) };
-            if result != 0 {
-                return Err(MemoryError::Clear(io::Error::last_os_error()));
+            // SAFETY: the range is exactly one mapped region.
+            unsafe { self.drop_pages(region.as_ptr(), length) }.map_err(MemoryError::Clear)?;
+        }
+        Ok(())
+    }
+
+    /// Memory can be given back in parts. Not so pages of hugetlbfs: either the host keeps them reserved for the guest, or
+    /// it lets others have them, and the guest dies (SIGBUS) when it touches one again and there is none left.
+    pub fn can_release(&self) -> bool {
+        self.backing != MemoryBacking::HugeTlb
+    }
+
+    /// Gives the pages of a range back to the host.
+    ///
+    /// # Safety
+    /// The range is mapped guest RAM of this machine.
+    unsafe fn drop_pages(&self, start: *mut u8, length: usize) -> io::Result<()> {
+        let advice = match self.backing {
+            // Pages of a shared mapping stay in its file unless they are removed from that.
+            MemoryBacking::Memfd => libc::MADV_REMOVE,
+            MemoryBacking::Anonymous { .. } | MemoryBacking::HugeTlb | MemoryBacking::File(_) => {
+                libc::MADV_DONTNEED
             }
+        };
+        // SAFETY: the caller's promise; only contents change, and nobody has references into guest RAM.
+        match unsafe { libc::madvise(start.cast(), length, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl ReleasePages for GuestMemory {
+    fn release(&self, start: GuestAddress, length: u64) -> io::Result<()> {
+        if !self.can_release() {
+            return Ok(());
+        }
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        for slice in self.ram.get_slices(start, length) {
+            let slice = slice.map_err(io::Error::other)?;
+            // SAFETY: the slice is mapped guest RAM for as long as `self.ram` is there.
+            unsafe { self.drop_pages(slice.ptr_guard_mut().as_ptr(), slice.len()) }?;
         }
         Ok(())
     }

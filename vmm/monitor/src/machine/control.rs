@@ -216,6 +216,11 @@ impl Control {
         self.announce(&state);
     }
 
+    /// The guest let go of a drive.
+    pub fn released(&self, drive: String) {
+        (self.on_event)(Event::Released(drive));
+    }
+
     /// Ends the machine; the first reason counts and is reported.
     pub fn end(&self, reason: ExitReason) {
         let mut state = self.lock();

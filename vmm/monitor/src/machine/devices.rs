@@ -1,33 +1,34 @@
 //! The machine's devices and the buses that they are on.
 
 use std::io;
-use std::path::PathBuf;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fief_devices::bus::{Bus, BusError};
-use fief_devices::doorbell::Doorbells;
+use fief_devices::bus::{Bus, BusDevice, BusError};
 use fief_devices::legacy::{
     self, GuestEvent, I8042, Power, Pvpanic, SerialEnds, SerialHandler, Uart,
 };
 use fief_devices::limiter::Limits;
 use fief_devices::pci::{
-    CONFIG_PORT, CONFIG_PORT_COUNT, HostBridge, PciError, PciRoot, PciWindows, Window,
+    CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_SIZE, HostBridge, PciError, PciRoot, PciWindows, Window,
+    hotplug,
 };
 use fief_devices::virtio::VirtioDevice;
-use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::virtio::entropy::Entropy;
 use fief_devices::virtio::net::{Net, NetConfig, NetError, Tap, TapError};
-use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
+use fief_devices::virtio::pci::{TransportError, VirtioPci};
 use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
 use super::ExitReason;
 use super::control::Control;
+use super::drives::{DriveError, Drives, Transport};
 use super::files::Files;
 use crate::boot::layout::{self, PciWindow64};
-use crate::config::{DriveConfig, InterfaceConfig, SerialConfig, VmConfig};
+use crate::config::{BalloonConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
@@ -47,18 +48,10 @@ pub enum DeviceError {
     Serial { at: String, source: io::Error },
     #[error("cannot start the worker of the slow devices: {0}")]
     Worker(io::Error),
-    #[error("cannot open drive {id} at {}: {source}", path.display())]
-    OpenDrive {
-        id: String,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("drive {id} at {} cannot be used: {source}", path.display())]
-    Drive {
-        id: String,
-        path: PathBuf,
-        source: BlockError,
-    },
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    #[error("cannot make the source of random numbers: {0}; raise the limit of open files")]
+    Entropy(io::Error),
     #[error("cannot attach interface {id} to {tap}: {source}")]
     OpenTap {
         id: String,
@@ -77,6 +70,8 @@ pub enum DeviceError {
     NoInterface(String),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error("cannot set up the balloon: {0}")]
+    Balloon(io::Error),
     #[error(transparent)]
     Transport(#[from] TransportError),
 }
@@ -109,7 +104,9 @@ impl Buses for MachineBuses {
 pub struct Devices {
     power: Arc<Power>,
     uart: Arc<Uart>,
-    pci: PciRoot,
+    pci: PciBuses,
+    drives: Drives,
+    /// The virtio functions that stay.
     virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
     slow: Arc<SharedWorker>,
@@ -132,7 +129,7 @@ impl Devices {
     pub fn new(
         config: &VmConfig,
         files: &Files,
-        ram: &GuestMemory,
+        ram: &Arc<GuestMemory>,
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
@@ -167,25 +164,34 @@ impl Devices {
         )?;
         let serial = SerialHandler::new(Arc::clone(&uart), serial_ends(&config.serial, files)?);
 
-        let pci = pci_bus(window, &mut ports, &mut memory)?;
+        let pci = PciBuses::new(window, &mut ports, &mut memory)?;
         let slow = SharedWorker::spawn(ThreadKind::Slow, "slow").map_err(DeviceError::Worker)?;
-        let vectors = gsis.msi_allocator();
-        let doorbells: Arc<dyn Doorbells> = Arc::new(IoEventDoorbells::new(Arc::clone(vm)));
+        let transport = Transport {
+            memory: ram.ram().clone(),
+            vectors: gsis.msi_allocator(),
+            doorbells: Arc::new(IoEventDoorbells::new(Arc::clone(vm))),
+        };
+        let drives = Drives::new(files, transport, &pci.hot_plug, &power, control);
+        ports.insert(
+            hotplug::HOT_PLUG_PORT,
+            hotplug::HOT_PLUG_PORT_COUNT,
+            Arc::clone(drives.hot_plug()) as _,
+        )?;
+        // Drives first, so that the root device is the guest's first disk.
+        for drive in &config.drives {
+            drives.insert(drive, &pci.fixed)?;
+        }
         let mut virtio = Vec::new();
-        for model in virtio_models(config, files, &slow)? {
-            let platform = Platform {
-                memory: ram.ram().clone(),
-                interrupts: vectors.as_ref(),
-                doorbells: Arc::clone(&doorbells),
-            };
-            let function = VirtioPci::new(model, platform)?;
-            pci.add(Arc::clone(&function) as _)?;
+        for model in virtio_models(config, files, ram, &slow)? {
+            let function = drives.transport().function(model)?;
+            pci.fixed.add(Arc::clone(&function) as _)?;
             virtio.push(function);
         }
         let devices = Arc::new(Self {
             power,
             uart,
             pci,
+            drives,
             virtio,
             serial: Mutex::new(Serial::Idle(serial)),
             slow,
@@ -195,6 +201,24 @@ impl Devices {
 
     pub fn press_power_button(&self) {
         self.power.press_power_button();
+    }
+
+    /// The drives, to add, change and release them.
+    pub fn drives(&self) -> &Drives {
+        &self.drives
+    }
+
+    fn functions(&self) -> impl Iterator<Item = Arc<VirtioPci>> {
+        let drives = self.drives.functions().into_iter();
+        drives.chain(self.virtio.iter().cloned())
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        let control = |balloon: &mut Balloon| balloon.control();
+        self.virtio
+            .iter()
+            .find_map(|function| function.with_model(control))
     }
 
     /// Other limits for a network interface, from now on.
@@ -227,7 +251,7 @@ impl Devices {
             }
             other => *serial = other,
         }
-        for function in &self.virtio {
+        for function in self.functions() {
             function.resume()?;
         }
         Ok(())
@@ -235,7 +259,7 @@ impl Devices {
 
     /// Stops the workers of the devices.
     pub fn pause(&self) {
-        for function in &self.virtio {
+        for function in self.functions() {
             function.pause();
         }
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,60 +284,59 @@ impl Devices {
 
     /// Brings all devices to their state after power-on, while the vCPUs stand still. The serial port's host side works on.
     pub fn reset(&self) {
-        self.pci.reset();
+        self.drives.hot_plug().reset();
+        self.pci.fixed.reset();
+        self.pci.hot_plug.reset();
         self.power.reset();
         self.uart.reset();
     }
 }
 
-/// The virtio devices of `config`, in the order in which they get their slots: drives first, so that the root device is
-/// the guest's first disk.
+/// The virtio devices of `config` besides drives, in the order in which they get their slots.
 fn virtio_models(
     config: &VmConfig,
     files: &Files,
+    ram: &Arc<GuestMemory>,
     slow: &Arc<SharedWorker>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut models: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for drive in &config.drives {
-        models.push(Box::new(block(drive, files)?));
-    }
     for interface in &config.interfaces {
         models.push(Box::new(net(interface, files)?));
     }
     if let Some(vsock) = &config.vsock {
         models.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
-    if config.entropy {
-        models.push(Box::new(Entropy::new(Arc::clone(slow))));
+    if let Some(limits) = config.entropy {
+        let entropy = Entropy::new(Arc::clone(slow), limits).map_err(DeviceError::Entropy)?;
+        models.push(Box::new(entropy));
+    }
+    if let Some(config) = config.balloon {
+        let model = balloon_model(config, ram, slow).map_err(DeviceError::Balloon)?;
+        models.push(Box::new(model));
     }
     Ok(models)
 }
 
-fn block(drive: &DriveConfig, files: &Files) -> Result<Block, DeviceError> {
-    let file = files
-        .open_disk(&drive.path, drive.read_only, drive.direct)
-        .map_err(|source| DeviceError::OpenDrive {
-            id: drive.id.clone(),
-            path: drive.path.clone(),
-            source,
-        })?;
-    let engine = if drive.io_uring {
-        EngineKind::IoUring
-    } else {
-        EngineKind::Sync
+fn balloon_model(
+    config: BalloonConfig,
+    ram: &Arc<GuestMemory>,
+    slow: &Arc<SharedWorker>,
+) -> io::Result<Balloon> {
+    if !ram.can_release() {
+        tracing::warn!(
+            "the balloon gives nothing back to the host: with huge_pages 2M memory is reserved"
+        );
+    }
+    let offered = balloon::BalloonConfig {
+        deflate_on_oom: config.deflate_on_oom,
+        statistics: config.statistics,
+        reporting: config.reporting,
     };
-    let config = BlockConfig {
-        id: drive.id.clone(),
-        read_only: drive.read_only,
-        writeback: drive.writeback,
-        engine,
-        queues: drive.queues,
-    };
-    Block::new(file, config).map_err(|source| DeviceError::Drive {
-        id: drive.id.clone(),
-        path: drive.path.clone(),
-        source,
-    })
+    let release = Arc::clone(ram) as Arc<_>;
+    let model = Balloon::new(offered, release, Arc::clone(slow))?;
+    model.control().set_target(config.target_mib);
+    model.control().set_interval(config.interval_s);
+    Ok(model)
 }
 
 fn net(interface: &InterfaceConfig, files: &Files) -> Result<Net, DeviceError> {
@@ -371,30 +394,53 @@ fn serial_ends(config: &SerialConfig, files: &Files) -> Result<SerialEnds, Devic
     }
 }
 
-/// The PCI bus with its host bridge, and everything on the buses that leads to it.
-fn pci_bus(
-    window: Option<PciWindow64>,
-    ports: &mut Bus,
-    memory: &mut Bus,
-) -> Result<PciRoot, DeviceError> {
-    let windows = PciWindows {
-        io: u64::from(layout::PCI_IO_WINDOW.start)..u64::from(layout::PCI_IO_WINDOW.end),
-        mmio32: layout::PCI_WINDOW_32,
-        mmio64: window.map_or(0..0, |w| w.start..w.end),
-    };
-    let pci = PciRoot::new(windows.clone());
-    pci.add(Arc::new(HostBridge))?;
-    ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, pci.config_ports())?;
-    memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
-    let connect = |bus: &mut Bus, range: std::ops::Range<u64>, window| match range
-        .end
-        .checked_sub(range.start)
-    {
-        Some(length) if length > 0 => bus.insert(range.start, length, pci.window(window)),
+/// The PCI buses, and everything on the port and memory bus that leads to them.
+struct PciBuses {
+    /// Bus 0, with its host bridge and the functions that stay.
+    fixed: Arc<PciRoot>,
+    /// Bus 1, whose functions come and go.
+    hot_plug: Arc<PciRoot>,
+}
+
+impl PciBuses {
+    fn new(
+        window: Option<PciWindow64>,
+        ports: &mut Bus,
+        memory: &mut Bus,
+    ) -> Result<Self, DeviceError> {
+        let io = layout::PCI_IO_WINDOW;
+        let fixed = PciWindows {
+            io: u64::from(io.start)..u64::from(io.end),
+            mmio32: layout::PCI_WINDOW_32,
+            mmio64: window.map_or(0..0, |w| w.start..w.end),
+        };
+        let hot_plug = PciWindows {
+            io: 0..0,
+            mmio32: layout::HOT_PLUG_WINDOW,
+            mmio64: 0..0,
+        };
+        let fixed = Arc::new(PciRoot::new(fixed));
+        let hot_plug = Arc::new(PciRoot::new(hot_plug));
+        fixed.add(Arc::new(HostBridge))?;
+        let config_ports = fixed.config_ports(&[&hot_plug]);
+        ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, config_ports)?;
+        let second = layout::ECAM_START.saturating_add(ECAM_SIZE);
+        memory.insert(layout::ECAM_START, ECAM_SIZE, fixed.ecam())?;
+        memory.insert(second, ECAM_SIZE, hot_plug.ecam())?;
+        for bus in [&fixed, &hot_plug] {
+            let windows = bus.windows();
+            connect(ports, &windows.io, bus.window(Window::Io))?;
+            connect(memory, &windows.mmio32, bus.window(Window::Mmio32))?;
+            connect(memory, &windows.mmio64, bus.window(Window::Mmio64))?;
+        }
+        Ok(Self { fixed, hot_plug })
+    }
+}
+
+/// Puts a window on a bus, unless it is empty.
+fn connect(bus: &mut Bus, range: &Range<u64>, window: Arc<dyn BusDevice>) -> Result<(), BusError> {
+    match range.end.checked_sub(range.start) {
+        Some(length) if length > 0 => bus.insert(range.start, length, window),
         _ => Ok(()),
-    };
-    connect(ports, windows.io, Window::Io)?;
-    connect(memory, windows.mmio32, Window::Mmio32)?;
-    connect(memory, windows.mmio64, Window::Mmio64)?;
-    Ok(pci)
+    }
 }

@@ -1,7 +1,7 @@
 //! The one place where the monitor opens files by path, so that a jail can later hand in descriptors instead.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -57,6 +57,32 @@ impl Files {
             .write(!read_only)
             .custom_flags(flags | libc::O_NONBLOCK)
             .open(path)
+    }
+
+    /// Takes a lock (flock(2)) on a disk image or block device, shared if it is only read, so that no two machines write
+    /// to it. It is held until the result is dropped; none where the file system has no locks.
+    ///
+    /// # Errors
+    /// Another machine has it, or the file cannot be opened.
+    pub fn lock_disk(&self, path: &Path, read_only: bool) -> io::Result<Option<File>> {
+        let file = self.open_disk(path, true, false)?;
+        let taken = if read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        match taken {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another machine, or another drive of this one, has it and one of them writes to it; give it to one only, \
+                 or read-only to all",
+            )),
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("no lock on {}: {error}", path.display());
+                Ok(None)
+            }
+        }
     }
 
     /// Opens a character device for reading and writing.
@@ -134,4 +160,25 @@ fn tap_advice(name: &str) -> String {
     // SAFETY: geteuid has no preconditions and cannot fail.
     let user = unsafe { libc::geteuid() };
     format!("make it with `ip tuntap add dev {name} mode tap user {user}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_written_by_one_machine_or_read_by_many() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = |read_only| Files::new().lock_disk(file.path(), read_only);
+        let writer = lock(false).unwrap();
+        for read_only in [false, true] {
+            let error = lock(read_only).unwrap_err();
+            assert!(error.to_string().contains("another machine"), "{error}");
+        }
+        drop(writer);
+        let readers = [lock(true).unwrap(), lock(true).unwrap()];
+        assert!(lock(false).is_err());
+        drop(readers);
+        assert!(lock(false).unwrap().is_some());
+    }
 }

@@ -3,21 +3,25 @@
 mod build;
 mod control;
 mod devices;
+mod drives;
 pub mod files;
 mod kick;
 mod vcpus;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fief_devices::limiter::Limits;
+use fief_devices::virtio::balloon::BalloonControl;
 
 use crate::boot::BootError;
-use crate::config::VmConfig;
+use crate::config::{DriveConfig, VmConfig};
 use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use control::Control;
 use devices::Devices;
+pub use drives::{DriveError, DriveStatus};
 use files::Files;
 
 /// Why a machine ended.
@@ -50,6 +54,8 @@ pub enum MachineError {
     Thread(std::io::Error),
     #[error(transparent)]
     Device(#[from] devices::DeviceError),
+    #[error(transparent)]
+    Drive(#[from] DriveError),
     #[error("the machine has ended")]
     Ended,
 }
@@ -59,6 +65,8 @@ pub enum MachineError {
 pub enum Event {
     /// The guest asked for a reset and the machine starts again in place. Its vCPUs are let run after this.
     Restarted,
+    /// The guest let go of the drive with this id, as it was asked to; the drive is gone.
+    Released(String),
     /// The machine ended. This comes once.
     Ended(ExitReason),
 }
@@ -117,6 +125,50 @@ impl Machine {
     /// Presses the ACPI power button (API action SendCtrlAltDel does this too).
     pub fn press_power_button(&self) {
         self.devices.press_power_button();
+    }
+
+    /// Adds a drive while the machine runs or is paused.
+    ///
+    /// # Errors
+    /// The drive cannot be made, or the bus is full; nothing is left behind.
+    pub fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError> {
+        Ok(self.devices.drives().add(config)?)
+    }
+
+    /// Asks the guest to release a drive; [`Event::Released`] tells when it has. A guest need not: the drive then stays
+    /// until the machine is reset or ends.
+    ///
+    /// # Errors
+    /// There is no such drive.
+    pub fn release_drive(&self, id: &str) -> Result<(), MachineError> {
+        Ok(self.devices.drives().ask_release(id)?)
+    }
+
+    /// Puts the file at `path` behind a drive; if it is the same, its size is read again. Requests in flight end on the
+    /// file that was there.
+    ///
+    /// # Errors
+    /// There is no such drive, or the file cannot be one; the drive then goes on as it was.
+    pub fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError> {
+        Ok(self.devices.drives().replace_file(id, path)?)
+    }
+
+    /// Sets the limits of a drive.
+    ///
+    /// # Errors
+    /// There is no such drive, or no descriptor is left.
+    pub fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError> {
+        Ok(self.devices.drives().set_limits(id, limits)?)
+    }
+
+    /// The drives that the machine has.
+    pub fn drives(&self) -> Vec<DriveStatus> {
+        self.devices.drives().status()
+    }
+
+    /// A way to speak to its balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonControl> {
+        self.devices.balloon()
     }
 
     /// Ends the machine: vCPU threads and workers are joined. Dropping it does the same.

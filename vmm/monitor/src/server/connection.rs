@@ -243,8 +243,8 @@ async fn read(
     if usize::try_from(announced).map_or(true, |bytes| bytes > limits.body) {
         return Err(too_large());
     }
-    if head.method == Method::GET && !body.is_end_stream() {
-        return Err(RequestError::BodyOfGet);
+    if matches!(head.method, Method::GET | Method::DELETE) && !body.is_end_stream() {
+        return Err(RequestError::UnwantedBody);
     }
     let whole = within(limits.patience, Limited::new(body, limits.body).collect()).await?;
     let body = whole.map_err(|error| match error.downcast_ref::<LengthLimitError>() {

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use fief_devices::limiter::Limits;
+use fief_devices::virtio::balloon::{BalloonControl, BalloonReport};
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::with_causes;
-use crate::config::VmConfig;
+use crate::config::{DriveConfig, VmConfig};
 use crate::events::Events;
-use crate::machine::{Event, ExitReason, Machine, MachineError, OnEvent};
+use crate::machine::{DriveStatus, Event, ExitReason, Machine, MachineError, OnEvent};
 
 /// What the API thread asks for.
 #[derive(Debug)]
@@ -22,6 +24,15 @@ pub enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    AddDrive(Box<DriveConfig>),
+    /// Asks the guest to release the drive with this id.
+    ReleaseDrive(String),
+    /// Puts another file behind the drive, or reads the size of its file again.
+    ReplaceDriveFile(String, PathBuf),
+    LimitDrive(String, Limits),
+    /// Answers with the drives that the machine has.
+    ListDrives(oneshot::Sender<Vec<DriveStatus>>),
+    Balloon(BalloonCommand),
     /// Other limits for a network interface.
     LimitInterface {
         id: String,
@@ -30,11 +41,42 @@ pub enum Command {
     },
 }
 
+/// What is asked of the machine's balloon.
+#[derive(Debug)]
+pub enum BalloonCommand {
+    /// Take this many MiB.
+    SetTarget(u32),
+    /// Ask for statistics this often, in seconds.
+    SetInterval(u16),
+    /// Ask for new statistics; they are sent when the guest answers.
+    Refresh(oneshot::Sender<BalloonReport>),
+    /// Send what is known.
+    Report(oneshot::Sender<BalloonReport>),
+}
+
+impl BalloonCommand {
+    fn carry_out(self, balloon: &BalloonControl) {
+        match self {
+            Self::SetTarget(mib) => balloon.set_target(mib),
+            Self::SetInterval(seconds) => balloon.set_interval(seconds),
+            Self::Refresh(reply) => balloon.refresh(Box::new(|report| {
+                // The client may be gone, here and below.
+                let _ = reply.send(report);
+            })),
+            Self::Report(reply) => {
+                let _ = reply.send(balloon.report());
+            }
+        }
+    }
+}
+
 /// Done, or a sentence that says why not.
 pub type Outcome = Result<(), String>;
 
 enum Message {
     Command(Command, oneshot::Sender<Outcome>),
+    /// The guest let go of a drive.
+    Released(String),
     /// The machine with this number ended.
     Ended(u64, ExitReason),
 }
@@ -78,8 +120,22 @@ pub trait Guest {
     fn pause(&self) -> Result<(), MachineError>;
     fn press_power_button(&self);
     /// # Errors
+    /// The drive cannot be made, or the bus is full.
+    fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive.
+    fn release_drive(&self, id: &str) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive, or the file cannot be one.
+    fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such drive.
+    fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError>;
+    fn drives(&self) -> Vec<DriveStatus>;
     /// There is no such interface, or it cannot go on.
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
+    /// A way to speak to its balloon, if it has one.
+    fn balloon(&self) -> Option<BalloonControl>;
 }
 
 impl Guest for Machine {
@@ -95,8 +151,32 @@ impl Guest for Machine {
         Machine::press_power_button(self);
     }
 
+    fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError> {
+        Machine::add_drive(self, config)
+    }
+
+    fn release_drive(&self, id: &str) -> Result<(), MachineError> {
+        Machine::release_drive(self, id)
+    }
+
+    fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError> {
+        Machine::replace_drive_file(self, id, path)
+    }
+
+    fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError> {
+        Machine::limit_drive(self, id, limits)
+    }
+
+    fn drives(&self) -> Vec<DriveStatus> {
+        Machine::drives(self)
+    }
+
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
         Machine::limit_interface(self, id, rx, tx)
+    }
+
+    fn balloon(&self) -> Option<BalloonControl> {
+        Machine::balloon(self)
     }
 }
 
@@ -164,6 +244,7 @@ impl Control {
                 restarts.fetch_add(1, Ordering::AcqRel);
                 post.ring();
             }
+            Event::Released(drive) => post.send(Message::Released(drive)),
             Event::Ended(reason) => post.send(Message::Ended(number, reason)),
         });
         let said = |error: MachineError| with_causes(&error);
@@ -210,6 +291,10 @@ impl Control {
             Message::Ended(number, reason) => {
                 (number == self.number && self.machine.is_some()).then_some(reason)
             }
+            Message::Released(drive) => {
+                events.released(&drive);
+                None
+            }
             Message::Command(command, reply) => {
                 let outcome = self.obey(command, events);
                 // The client may be gone.
@@ -232,7 +317,21 @@ impl Control {
                 machine.press_power_button();
                 Ok(())
             }
+            Command::AddDrive(config) => machine.add_drive(&config),
+            Command::ReleaseDrive(id) => machine.release_drive(&id),
+            Command::ReplaceDriveFile(id, path) => machine.replace_drive_file(&id, &path),
+            Command::LimitDrive(id, limits) => machine.limit_drive(&id, limits),
+            Command::ListDrives(reply) => {
+                // The client may be gone.
+                let _ = reply.send(machine.drives());
+                Ok(())
+            }
             Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),
+            Command::Balloon(command) => {
+                let balloon = machine.balloon().ok_or("the microVM has no balloon")?;
+                command.carry_out(&balloon);
+                Ok(())
+            }
         };
         done.map_err(|error| with_causes(&error))
     }

@@ -5,19 +5,21 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use fief_api::{
-    BootSource, CacheType, Drive, Entropy, FullVmConfiguration, HugePages, IoEngine, Lifecycle,
-    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialNetworkInterface,
-    RateLimiter, Serial, SerialDestination, TokenBucket, Vsock,
+    Balloon, BootSource, Entropy, FullVmConfiguration, HugePages, Lifecycle, MachineConfiguration,
+    MachineConfigurationUpdate, NetworkInterface, PartialNetworkInterface, RateLimiter, Serial,
+    SerialDestination, Vsock,
 };
-use fief_devices::limiter::{Limit, Limits};
 
 use super::error::RequestError;
+use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
-    BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking, MemoryConfig, OnReboot,
-    SerialConfig, VmConfig, VsockConfig, insert_drive, insert_interface,
+    BalloonConfig, BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking,
+    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_interface,
 };
 use crate::machine::files::Files;
+
+mod drives;
 
 /// The command line of a boot source without one: on a reset use what every machine here has (the keyboard
 /// controller), and do not stay in a panic.
@@ -36,6 +38,7 @@ pub struct Draft {
     drives: Vec<DriveConfig>,
     interfaces: Vec<InterfaceConfig>,
     vsock: Option<VsockConfig>,
+    balloon: Option<BalloonConfig>,
     serial: SerialConfig,
 }
 
@@ -58,6 +61,7 @@ impl Draft {
             drives: Vec::new(),
             interfaces: Vec::new(),
             vsock: None,
+            balloon: None,
             serial: SerialConfig::Stdio,
         })
     }
@@ -67,6 +71,11 @@ impl Draft {
     /// # Errors
     /// The first thing in it that would be refused.
     pub fn put_all(&mut self, config: FullVmConfiguration) -> Result<(), RequestError> {
+        if !config.releasing.is_empty() {
+            return Err(RequestError::Unsupported(
+                "a machine that does not run yet has no drives to release; leave releasing out",
+            ));
+        }
         if let Some(machine) = config.machine_config {
             self.put_machine(machine)?;
         }
@@ -96,6 +105,9 @@ impl Draft {
         if let Some(entropy) = config.entropy {
             self.put_entropy(entropy)?;
         }
+        if let Some(balloon) = config.balloon {
+            self.put_balloon(balloon)?;
+        }
         if let Some(serial) = config.serial {
             self.put_serial(serial)?;
         }
@@ -118,7 +130,11 @@ impl Draft {
     }
 
     pub fn put_machine(&mut self, machine: MachineConfiguration) -> Result<(), RequestError> {
-        (self.cpus, self.memory) = machine_parts(&machine, self.host_mib)?;
+        let (cpus, memory) = machine_parts(&machine, self.host_mib)?;
+        if let Some(balloon) = &self.balloon {
+            balloon.check(memory.size_mib)?;
+        }
+        (self.cpus, self.memory) = (cpus, memory);
         self.machine = machine;
         Ok(())
     }
@@ -155,47 +171,6 @@ impl Draft {
         });
         self.wire.boot_source = Some(source);
         Ok(())
-    }
-
-    pub fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
-        if drive.socket.is_some() {
-            return Err(RequestError::Unsupported(
-                "vhost-user drives (socket) are not supported; give a path_on_host",
-            ));
-        }
-        if drive.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
-        let Some(path) = &drive.path_on_host else {
-            return Err(RequestError::NoDrivePath(drive.drive_id.clone()));
-        };
-        let config = DriveConfig {
-            id: drive.drive_id.clone(),
-            path: PathBuf::from(path),
-            read_only: drive.is_read_only,
-            root_device: drive.is_root_device,
-            // Firecracker looks at it for the root device only.
-            partuuid: drive.partuuid.clone().filter(|_| drive.is_root_device),
-            writeback: drive.cache_type == CacheType::Writeback,
-            io_uring: drive.io_engine == IoEngine::Async,
-            direct: drive.direct_io,
-            queues: DriveConfig::queues(&drive.drive_id, drive.num_queues)?,
-        };
-        config.check()?;
-        self.check_disk(&config)?;
-        insert_drive(&mut self.drives, config)?;
-        self.remember_drive(drive);
-        Ok(())
-    }
-
-    /// Keeps the drives of `wire` in the order of the machine's.
-    fn remember_drive(&mut self, drive: Drive) {
-        self.wire
-            .drives
-            .retain(|other| other.drive_id != drive.drive_id);
-        self.wire.drives.push(drive);
-        let place = |id: &str| self.drives.iter().position(|drive| drive.id == id);
-        self.wire.drives.sort_by_key(|drive| place(&drive.drive_id));
     }
 
     fn check_disk(&self, drive: &DriveConfig) -> Result<(), RequestError> {
@@ -295,11 +270,73 @@ impl Draft {
     }
 
     pub fn put_entropy(&mut self, entropy: Entropy) -> Result<(), RequestError> {
-        if entropy.rate_limiter.is_some_and(|limiter| limiter.limits()) {
-            return Err(NO_RATE_LIMITS);
-        }
         self.wire.entropy = Some(entropy);
         Ok(())
+    }
+
+    pub fn put_balloon(&mut self, balloon: Balloon) -> Result<(), RequestError> {
+        if balloon.free_page_hinting {
+            return Err(RequestError::Unsupported(
+                "free_page_hinting is not supported; take free_page_reporting, which needs no runs",
+            ));
+        }
+        self.balloon = Some(BalloonConfig {
+            target_mib: BalloonConfig::target(balloon.amount_mib, self.memory.size_mib)?,
+            deflate_on_oom: balloon.deflate_on_oom,
+            reporting: balloon.free_page_reporting,
+            statistics: balloon.has_statistics(),
+            interval_s: BalloonConfig::interval(balloon.stats_polling_interval_s)?,
+        });
+        self.wire.balloon = Some(balloon);
+        Ok(())
+    }
+
+    /// The balloon as it is configured.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn balloon(&self) -> Result<&Balloon, RequestError> {
+        self.wire.balloon.as_ref().ok_or(RequestError::NoBalloon)
+    }
+
+    /// Reads another amount for the balloon, in MiB.
+    ///
+    /// # Errors
+    /// There is no balloon, or it cannot hold so much.
+    pub fn balloon_target(&self, amount_mib: u64) -> Result<u32, RequestError> {
+        self.balloon()?;
+        Ok(BalloonConfig::target(amount_mib, self.memory.size_mib)?)
+    }
+
+    /// The balloon as it is configured, if it has statistics.
+    ///
+    /// # Errors
+    /// There is no balloon, or it has none.
+    pub fn balloon_with_statistics(&self) -> Result<&Balloon, RequestError> {
+        match self.balloon()? {
+            balloon if balloon.has_statistics() => Ok(balloon),
+            _ => Err(RequestError::NoStatistics),
+        }
+    }
+
+    /// Reads another interval for statistics, in seconds.
+    ///
+    /// # Errors
+    /// There is no balloon with statistics, or the interval would end them.
+    pub fn balloon_interval(&self, asked: u64) -> Result<u16, RequestError> {
+        let balloon = self.balloon_with_statistics()?;
+        let interval = BalloonConfig::interval(asked)?;
+        if interval == 0 && !balloon.stats_on_demand {
+            return Err(RequestError::EndOfStatistics);
+        }
+        Ok(interval)
+    }
+
+    /// The running balloon was changed: `GET /balloon` and `GET /vm/config` tell.
+    pub fn remember_balloon(&mut self, change: impl FnOnce(&mut Balloon)) {
+        if let Some(balloon) = &mut self.wire.balloon {
+            change(balloon);
+        }
     }
 
     pub fn put_serial(&mut self, serial: Serial) -> Result<(), RequestError> {
@@ -348,7 +385,10 @@ impl Draft {
             drives: self.drives.clone(),
             interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
-            entropy: self.wire.entropy.is_some(),
+            entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
+            balloon: self.balloon,
+            // Nothing can be passed through yet.
+            pinned_memory: false,
             serial: self.serial.clone(),
             on_reboot: match self.wire.lifecycle.unwrap_or_default().on_reboot {
                 fief_api::OnReboot::Exit => OnReboot::Exit,
@@ -360,22 +400,9 @@ impl Draft {
     }
 }
 
-const NO_RATE_LIMITS: RequestError =
-    RequestError::Unsupported("rate limits are not supported yet; leave rate_limiter out");
-
-/// What a rate limiter of the API means to a device.
-pub fn limits(limiter: Option<RateLimiter>) -> Limits {
-    let limit = |bucket: TokenBucket| Limit {
-        size: bucket.size,
-        one_time_burst: bucket.one_time_burst.unwrap_or(0),
-        refill_time: bucket.refill_time,
-    };
-    let limiter = limiter.unwrap_or_default();
-    Limits {
-        bandwidth: limiter.bandwidth.map(limit),
-        ops: limiter.ops.map(limit),
-    }
-}
+const NO_RATE_LIMITS: RequestError = RequestError::Unsupported(
+    "rate limits of the serial port are not supported; leave rate_limiter out",
+);
 
 fn machine_parts(
     machine: &MachineConfiguration,

@@ -12,8 +12,8 @@ use crate::logger::LogError;
 pub enum RequestError {
     #[error(transparent)]
     Route(#[from] fief_api::RouteError),
-    #[error("a GET request takes no body; send it without one")]
-    BodyOfGet,
+    #[error("a GET or DELETE request takes no body; send it without one")]
+    UnwantedBody,
     #[error("the body is empty; it must be a JSON object")]
     NoBody,
     #[error("the update names no field; give at least one")]
@@ -41,6 +41,13 @@ pub enum RequestError {
     BeforeStart(String),
     #[error("{0}")]
     Unsupported(&'static str),
+    #[error("there is no drive {0}; GET /vm/config lists them")]
+    NoDrive(String),
+    #[error(
+        "there is a drive {0} already; choose another drive_id, or DELETE that one and wait until the guest has \
+         released it"
+    )]
+    DriveExists(String),
     #[error("the drive {0} has no path_on_host; say which file is behind it")]
     NoDrivePath(String),
     #[error(
@@ -49,6 +56,16 @@ pub enum RequestError {
     NoSerialPath,
     #[error("serial_out_path is given but destination is {0}; leave one of them out")]
     SerialPathUnused(&'static str),
+    #[error("there is no balloon; configure one with PUT /balloon before the microVM is started")]
+    NoBalloon,
+    #[error(
+        "the balloon has no statistics; start the microVM with a stats_polling_interval_s, or with stats_on_demand"
+    )]
+    NoStatistics,
+    #[error(
+        "stats_polling_interval_s cannot become 0 after the start, as that switches the statistics off; give at least 1"
+    )]
+    EndOfStatistics,
     #[error("there is no kernel; configure boot-source first")]
     NoKernel,
     #[error(transparent)]

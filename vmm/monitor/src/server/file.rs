@@ -12,8 +12,7 @@ use crate::machine::files::Files;
 const MAX_SIZE: u64 = 1 << 20;
 
 /// Sections that Firecracker has and this monitor has not.
-const NOT_OFFERED: [&str; 6] = [
-    "balloon",
+const NOT_OFFERED: [&str; 5] = [
     "cpu-config",
     "memory-hotplug",
     "metrics",

@@ -5,6 +5,7 @@ pub mod control;
 pub mod draft;
 pub mod error;
 pub mod file;
+pub mod limits;
 pub mod session;
 mod socket;
 

@@ -1,18 +1,28 @@
 //! What clients see: the description, the state, and which request is allowed when.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use bytes::Bytes;
 use fief_api::{
-    ActionType, Endpoint, FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState,
-    Version, Vm, VmState,
+    ActionType, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Drive, Endpoint,
+    FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState, PartialDrive, Version,
+    Vm, VmState,
 };
+use fief_devices::virtio::balloon::BalloonReport;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
-use super::control::{Command, Post};
-use super::draft::{Draft, limits};
+use super::control::{BalloonCommand, Command, Post};
+use super::draft::Draft;
 use super::error::RequestError;
+use super::limits::limits;
 use crate::logger;
 use crate::machine::files::Files;
+
+/// How long a client waits for a guest that is asked for statistics. Other clients wait as long.
+const GUEST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The name in `GET /`.
 const APP_NAME: &str = "fief-vmm";
@@ -48,10 +58,16 @@ fn when(endpoint: &Endpoint) -> When {
         Endpoint::DescribeInstance
         | Endpoint::Version
         | Endpoint::GetMachineConfig
-        | Endpoint::GetVmConfig => When::Always,
-        Endpoint::PatchVm | Endpoint::PatchDrive(_) | Endpoint::PatchNetworkInterface(_) => {
-            When::AfterStart
-        }
+        | Endpoint::GetBalloon
+        | Endpoint::GetVmConfig
+        | Endpoint::PutDrive(_)
+        | Endpoint::DeleteDrive(_) => When::Always,
+        Endpoint::PatchBalloon
+        | Endpoint::GetBalloonStatistics
+        | Endpoint::PatchBalloonStatistics
+        | Endpoint::PatchVm
+        | Endpoint::PatchDrive(_)
+        | Endpoint::PatchNetworkInterface(_) => When::AfterStart,
         _ => When::BeforeStart,
     }
 }
@@ -81,22 +97,27 @@ impl Session {
             Endpoint::DescribeInstance => json(&self.describe()),
             Endpoint::Version => json(&version()),
             Endpoint::GetMachineConfig => json(self.draft.machine()),
-            Endpoint::GetVmConfig => json(&self.draft.whole()),
+            Endpoint::GetVmConfig => {
+                let releasing = self.look_at_drives().await?;
+                json(&fief_api::FullVmConfiguration {
+                    releasing,
+                    ..self.draft.whole()
+                })
+            }
             Endpoint::PutMachineConfig => done(self.draft.put_machine(body.parse()?)),
             Endpoint::PatchMachineConfig => done(self.draft.patch_machine(body.parse()?)),
             Endpoint::PutBootSource => done(self.draft.put_boot(body.parse()?)),
             Endpoint::PutDrive(id) => {
-                let drive: fief_api::Drive = body.parse()?;
+                let drive: Drive = body.parse()?;
                 same_id(&id, &drive.drive_id)?;
-                done(self.draft.put_drive(drive))
+                done(self.put_drive(drive).await)
             }
             Endpoint::PatchDrive(id) => {
-                let drive: fief_api::PartialDrive = body.parse()?;
-                same_id(&id, &drive.drive_id)?;
-                Err(RequestError::Unsupported(
-                    "a running microVM cannot change its drives yet; stop it and start it with the new ones",
-                ))
+                let update: PartialDrive = body.parse()?;
+                same_id(&id, &update.drive_id)?;
+                done(self.patch_drive(update).await)
             }
+            Endpoint::DeleteDrive(id) => done(self.delete_drive(id).await),
             Endpoint::PutNetworkInterface(id) => {
                 let interface: fief_api::NetworkInterface = body.parse()?;
                 same_id(&id, &interface.iface_id)?;
@@ -116,6 +137,11 @@ impl Session {
             }
             Endpoint::PutVsock => done(self.draft.put_vsock(body.parse()?)),
             Endpoint::PutEntropy => done(self.draft.put_entropy(body.parse()?)),
+            Endpoint::GetBalloon => json(self.draft.balloon()?),
+            Endpoint::PutBalloon => done(self.draft.put_balloon(body.parse()?)),
+            Endpoint::PatchBalloon => self.patch_balloon(body.parse()?).await,
+            Endpoint::GetBalloonStatistics => json(&self.balloon_statistics().await?),
+            Endpoint::PatchBalloonStatistics => self.patch_statistics(body.parse()?).await,
             Endpoint::PutSerial => done(self.draft.put_serial(body.parse()?)),
             Endpoint::PutLogger => {
                 let settings: fief_api::Logger = body.parse()?;
@@ -181,11 +207,136 @@ impl Session {
         Ok(Answer::Done)
     }
 
+    fn has_started(&self) -> bool {
+        self.state != InstanceState::NotStarted
+    }
+
+    /// Forgets the drives that the guest has let go of; gives the ids of those that it was asked to.
+    async fn look_at_drives(&mut self) -> Result<Vec<String>, RequestError> {
+        if !self.has_started() {
+            return Ok(Vec::new());
+        }
+        let (reply, drives) = oneshot::channel();
+        self.ask(Command::ListDrives(reply)).await?;
+        let drives = drives.await.map_err(|_| RequestError::Exiting)?;
+        let is_there = |id: &str| drives.iter().any(|drive| drive.id == id);
+        self.draft.keep_drives(is_there);
+        let leaving = drives.into_iter().filter(|drive| drive.leaving);
+        Ok(leaving.map(|drive| drive.id).collect())
+    }
+
+    async fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.put_drive(drive);
+        }
+        self.look_at_drives().await?;
+        let config = self.draft.check_new_drive(&drive)?;
+        self.ask(Command::AddDrive(Box::new(config.clone())))
+            .await?;
+        self.draft.remember_drive(drive, config)
+    }
+
+    async fn delete_drive(&mut self, id: String) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.remove_drive(&id);
+        }
+        self.look_at_drives().await?;
+        self.draft.drive(&id)?;
+        self.ask(Command::ReleaseDrive(id)).await
+    }
+
+    async fn patch_drive(&mut self, update: PartialDrive) -> Result<(), RequestError> {
+        self.look_at_drives().await?;
+        let limiter = self.draft.check_update(&update)?;
+        let id = update.drive_id;
+        if let Some(path) = update.path_on_host {
+            let command = Command::ReplaceDriveFile(id.clone(), PathBuf::from(&path));
+            self.ask(command).await?;
+            (self.draft).change_drive(&id, |drive| drive.path_on_host = Some(path));
+        }
+        if limiter.is_some() {
+            let command = Command::LimitDrive(id.clone(), limits(limiter));
+            self.ask(command).await?;
+            (self.draft).change_drive(&id, |drive| drive.rate_limiter = limiter);
+        }
+        Ok(())
+    }
+
+    async fn patch_balloon(&mut self, update: BalloonUpdate) -> Result<Answer, RequestError> {
+        let target = self.draft.balloon_target(update.amount_mib)?;
+        self.ask_balloon(BalloonCommand::SetTarget(target)).await?;
+        self.draft
+            .remember_balloon(|balloon| balloon.amount_mib = update.amount_mib);
+        Ok(Answer::Done)
+    }
+
+    async fn patch_statistics(
+        &mut self,
+        update: BalloonStatsUpdate,
+    ) -> Result<Answer, RequestError> {
+        let seconds = update.stats_polling_interval_s;
+        let interval = self.draft.balloon_interval(seconds)?;
+        self.ask_balloon(BalloonCommand::SetInterval(interval))
+            .await?;
+        self.draft
+            .remember_balloon(|balloon| balloon.stats_polling_interval_s = seconds);
+        Ok(Answer::Done)
+    }
+
+    /// What the guest says, now or with its last statistics.
+    async fn balloon_statistics(&self) -> Result<BalloonStats, RequestError> {
+        let asks = self.draft.balloon_with_statistics()?.stats_on_demand;
+        if asks && self.state == InstanceState::Running {
+            let (reply, report) = oneshot::channel();
+            self.ask_balloon(BalloonCommand::Refresh(reply)).await?;
+            if let Ok(Ok(report)) = tokio::time::timeout(GUEST_PATIENCE, report).await {
+                return Ok(statistics(&report));
+            }
+        }
+        let (reply, report) = oneshot::channel();
+        self.ask_balloon(BalloonCommand::Report(reply)).await?;
+        let report = report.await.map_err(|_| RequestError::Exiting)?;
+        Ok(statistics(&report))
+    }
+
+    async fn ask_balloon(&self, command: BalloonCommand) -> Result<(), RequestError> {
+        self.ask(Command::Balloon(command)).await
+    }
+
     async fn ask(&self, command: Command) -> Result<(), RequestError> {
         match self.post.ask(command).await {
             Ok(outcome) => outcome.map_err(RequestError::Machine),
             Err(_) => Err(RequestError::Exiting),
         }
+    }
+}
+
+fn statistics(report: &BalloonReport) -> BalloonStats {
+    let (target, actual) = (report.target_pages, report.actual_pages);
+    // Pages of 4 KiB.
+    let mib = |pages| u64::from(pages) >> 8;
+    let said = report.statistics;
+    BalloonStats {
+        target_pages: u64::from(target),
+        actual_pages: u64::from(actual),
+        target_mib: mib(target),
+        actual_mib: mib(actual),
+        swap_in: said.swap_in,
+        swap_out: said.swap_out,
+        major_faults: said.major_faults,
+        minor_faults: said.minor_faults,
+        free_memory: said.free_memory,
+        total_memory: said.total_memory,
+        available_memory: said.available_memory,
+        disk_caches: said.disk_caches,
+        hugetlb_allocations: said.hugetlb_allocations,
+        hugetlb_failures: said.hugetlb_failures,
+        oom_kill: said.oom_kill,
+        alloc_stall: said.alloc_stall,
+        async_scan: said.async_scan,
+        direct_scan: said.direct_scan,
+        async_reclaim: said.async_reclaim,
+        direct_reclaim: said.direct_reclaim,
     }
 }
 

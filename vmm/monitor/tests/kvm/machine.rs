@@ -34,7 +34,9 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
         drives: Vec::new(),
         interfaces: Vec::new(),
         vsock: None,
-        entropy: false,
+        entropy: None,
+        balloon: None,
+        pinned_memory: false,
         serial: SerialConfig::File(directory.join("serial")),
         on_reboot: OnReboot::Exit,
     }
@@ -362,7 +364,7 @@ fn a_restart_in_place_finds_every_device_as_after_power_on() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path(), &used, 2);
     config.on_reboot = OnReboot::Restart;
-    config.entropy = true;
+    config.entropy = Some(fief_devices::limiter::Limits::default());
     let (machine, events) = build(&config);
     machine.resume().unwrap();
     for _ in 0..3 {

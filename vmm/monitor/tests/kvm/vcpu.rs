@@ -313,3 +313,25 @@ fn reset_interrupt_controllers_are_as_kvm_made_them() {
     irqchip::reset(&guest.vm.fd).unwrap();
     assert_eq!(interrupt_controllers(&guest.vm), made);
 }
+
+#[test]
+fn vectors_that_are_dropped_give_their_interrupt_numbers_back() {
+    let guest = Guest::new(&Payload::new().halt());
+    let gsis = GsiTable::new(guest.vm.fd.clone());
+    let allocator = gsis.msi_allocator();
+    let route = |data| {
+        let address = 0xFEE0_0000;
+        Some(MsiMessage { address, data })
+    };
+    let kept = allocator.allocate(1).unwrap();
+    kept[0].route(route(0x40)).unwrap();
+    // Together more than there are, each with an irqfd.
+    for round in 0..5000 {
+        let vectors = allocator.allocate(3).unwrap();
+        vectors[0].route(route(0x41 + round % 8)).unwrap();
+        vectors[0].trigger().unwrap();
+    }
+    // The one that was kept has kept its own.
+    kept[0].trigger().unwrap();
+    kept[0].route(route(0x42)).unwrap();
+}

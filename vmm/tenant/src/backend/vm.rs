@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_api::{
-    BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
+    Balloon, BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
     MachineConfiguration, NetworkInterface, OnReboot, RateLimiter, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -20,7 +20,7 @@ use nix::sys::stat::Mode;
 
 use super::{Backend, BackendError, BootFiles, Event, Spawned, failed, parse_event};
 use crate::network::{self, Record, resolver};
-use crate::spec::{Init, Spec};
+use crate::spec::{Disk, DiskSource, Init, Spec};
 use crate::store::{Held, Tenant};
 
 /// Names in the run directory. The monitor starts there and uses them as they are: a unix socket's name is limited to
@@ -122,6 +122,13 @@ impl Vm {
             vsock_id: None,
         })?;
         client.put_entropy(&Entropy::default())?;
+        // Empty: what the tenant does not use goes back to the host by free page reporting.
+        client.put_balloon(&Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+            stats_on_demand: true,
+            ..Balloon::default()
+        })?;
         if let Some(network) = &self.network {
             let limiter = Some(self.spec.limits.net_limiter()).filter(RateLimiter::limits);
             client.put_network_interface(&NetworkInterface {
@@ -135,7 +142,12 @@ impl Vm {
         client.put_lifecycle(&Lifecycle {
             on_reboot: OnReboot::Restart,
         })?;
-        Ok(client.start()?)
+        client.start()?;
+        // They come as they do to a running tenant, and can go again: what is there before the start stays.
+        for disk in &self.spec.disks {
+            client.put_drive(&extra_drive(&self.tenant, disk))?;
+        }
+        Ok(())
     }
 
     /// The kernel command line. Every value in it was checked to be one word.
@@ -273,6 +285,24 @@ pub fn socket(tenant: &Tenant, name: &str) -> io::Result<(File, PathBuf)> {
 pub fn api(tenant: &Tenant) -> io::Result<(File, Client)> {
     let (directory, path) = socket(tenant, API_SOCKET)?;
     Ok((directory, Client::new(path)))
+}
+
+/// The file behind a disk that the tenant has besides its own.
+pub fn extra_file(tenant: &Tenant, disk: &Disk) -> PathBuf {
+    match &disk.source {
+        DiskSource::Own(_) => tenant.extra_disk(&disk.name),
+        DiskSource::File(path) => path.clone(),
+    }
+}
+
+/// A disk as the monitor knows it. Its name is the serial number that the guest finds it by.
+pub fn extra_drive(tenant: &Tenant, disk: &Disk) -> Drive {
+    Drive {
+        is_read_only: disk.read_only,
+        io_engine: IoEngine::Async,
+        cache_type: CacheType::Writeback,
+        ..Drive::new(disk.name.as_str(), text(&extra_file(tenant, disk)))
+    }
 }
 
 fn text(path: &Path) -> String {

@@ -116,6 +116,7 @@ impl TenantArgs {
             cpus: u8::try_from(self.cpus).map_err(|_| crate::spec::SpecError::Cpus(self.cpus))?,
             memory: self.memory,
             disk: self.disk,
+            disks: Vec::new(),
             init: self.init,
             isolation: Isolation::Vm,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),

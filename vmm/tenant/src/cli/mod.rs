@@ -6,6 +6,7 @@ mod context;
 mod cp;
 mod create;
 mod demo;
+mod disk;
 mod doctor;
 mod environment;
 mod error;
@@ -118,6 +119,9 @@ enum Command {
     Logs(logs::Args),
     /// Show all that is known about a tenant, as JSON
     Inspect(inspect::Args),
+    /// Give disks to a tenant and take them from it, also while it runs
+    #[command(subcommand)]
+    Disk(disk::Args),
     /// Reach the control API of a tenant's monitor: a socket here, or one request
     Api(api::Args),
     /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
@@ -218,6 +222,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cp(args) => cp::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Disk(args) => disk::run(&context, &args),
         Command::Api(args) => api::run(&context, &args),
         Command::Grant(args) => grant::grant(&context, &args),
         Command::Revoke(args) => grant::revoke(&context, &args),
@@ -266,6 +271,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         Command::Ps(_)
         | Command::Logs(_)
         | Command::Inspect(_)
+        | Command::Disk(_)
         | Command::Grant(_)
         | Command::Revoke(_)
         | Command::Grants(_)

@@ -222,7 +222,7 @@ fn show(mut rows: Vec<Row>, args: &Args) -> Result<()> {
         let height = size.map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)));
         let lines: Vec<&str> = text.lines().take(height - 1).collect();
         // ECMA-48: the cursor to the upper left, each line's rest and what is below erased.
-        text = format!("\x1b[H{}\x1b[K\r\n\x1b[J", lines.join("\x1b[K\r\n"));
+        text = format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"));
     }
     Ok(output(&text)?)
 }

@@ -1,5 +1,6 @@
 //! What a tenant asks for. Written once, at creation, and read at every start.
 
+mod disk;
 mod limits;
 mod name;
 mod restart;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{Publish, resolver};
 
+pub use disk::{Disk, DiskName, DiskNameError, DiskSource, MAX_DISKS};
 pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
 pub use restart::{PolicyError, RestartPolicy};
@@ -128,6 +130,9 @@ pub struct Spec {
     pub memory: Bytes,
     /// Size of the writable disk.
     pub disk: Bytes,
+    /// Disks besides that, which come and go while it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
     #[serde(default)]
     pub init: Init,
     #[serde(default)]

@@ -10,6 +10,7 @@ pub(crate) fn spec() -> Spec {
         cpus: 1,
         memory: DEFAULT_MEMORY.parse().unwrap(),
         disk: DEFAULT_DISK.parse().unwrap(),
+        disks: Vec::new(),
         init: Init::Agent,
         isolation: Isolation::Vm,
         hostname: "a".to_owned(),

@@ -13,7 +13,7 @@ use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
 use crate::cgroup::Group;
 use crate::network;
-use crate::spec::{Spec, TenantName, VERSION};
+use crate::spec::{DiskName, Spec, TenantName, VERSION};
 
 /// How a tenant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -54,6 +54,11 @@ impl Tenant {
 
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk.ext4")
+    }
+
+    /// A disk that was made by its size, besides its own.
+    pub fn extra_disk(&self, name: &DiskName) -> PathBuf {
+        self.directory.join(format!("disk-{name}.img"))
     }
 
     /// What the serial console printed, newest part.

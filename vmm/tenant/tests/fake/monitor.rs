@@ -43,6 +43,10 @@ fn main() {
                 );
                 continue;
             }
+            ("GET /refused", _) => {
+                answer("400 Bad Request", r#"{"fault_message":"no such path"}"#);
+                continue;
+            }
             ("PUT /actions", "refuse") => {
                 answer(
                     "400 Bad Request",

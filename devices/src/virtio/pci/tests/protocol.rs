@@ -496,3 +496,46 @@ fn the_largest_device_fits_its_bar() {
     assert_eq!(rig.read::<8>(0x3808), [0; 8]);
     rig.put16(0x20FC, 63);
 }
+
+#[test]
+fn a_changed_configuration_is_told_to_a_driver_that_is_there() {
+    let rig = Rig::new();
+    rig.enable();
+    let changed = rig.function.with_model(|model: &mut Model| {
+        model.log.lock().unwrap().config[0] = 0x77;
+    });
+    assert_eq!(changed, Some(()));
+    rig.function.config_changed();
+    assert_eq!(rig.get8(DEVICE_OFFSET.into()), 0x77);
+    assert_eq!((rig.get8(0x15), rig.triggers(0)), (1, 0), "no driver yet");
+    rig.start(&rig.memory);
+    rig.function.config_changed();
+    assert_eq!((rig.get8(0x15), rig.triggers(0)), (2, 1));
+    assert_eq!(rig.get8(ISR_OFFSET.into()), 2);
+    let other = |_: &mut crate::virtio::entropy::Entropy| ();
+    assert_eq!(rig.function.with_model(other), None, "another model");
+}
+
+#[test]
+fn a_function_that_leaves_the_bus_lets_go_of_everything() {
+    let rig = Rig::new();
+    let [mut first, _] = rig.start(&rig.memory);
+    first.add_chain(1).unwrap();
+    assert!(!rig.doorbells.addresses().is_empty());
+    assert!(rig.root.remove(0));
+    assert!(rig.log.lock().unwrap().active.is_none(), "no worker");
+    assert_eq!(rig.doorbells.addresses(), [0; 0]);
+    assert_eq!(rig.config(0), u32::MAX);
+    assert_eq!(rig.get32(0), u32::MAX);
+    assert!(!rig.root.remove(0), "only once");
+    let (
+        weak,
+        Rig {
+            function, lines, ..
+        },
+    ) = (Arc::downgrade(&rig.function), rig);
+    drop(function);
+    assert!(weak.upgrade().is_none());
+    let vectors = lines.0.into_inner().unwrap();
+    assert!(vectors.iter().all(|vector| Arc::strong_count(vector) == 1));
+}

@@ -1,4 +1,5 @@
 use super::*;
+use fief_devices::pci::hotplug;
 
 const WINDOW: PciWindow64 = PciWindow64 {
     start: 0x40_0000_0000,
@@ -95,11 +96,11 @@ fn the_madt_lists_every_vcpu_once_and_the_io_apic() {
 }
 
 #[test]
-fn the_mcfg_covers_bus_0_only() {
+fn the_mcfg_covers_buses_0_and_1() {
     let block = block(1, None);
     let mcfg = find(&block, b"MCFG");
     assert_eq!(u64_at(mcfg, 44), layout::ECAM_START);
-    assert_eq!(mcfg[52..56], [0, 0, 0, 0], "segment 0, buses 0 to 0");
+    assert_eq!(mcfg[52..56], [0, 0, 0, 1], "segment 0, buses 0 to 1");
     assert_eq!(mcfg.len(), 60);
 }
 
@@ -173,4 +174,76 @@ fn the_panic_device_has_the_one_port_of_pvpanic() {
     let port = PVPANIC_PORT.to_le_bytes();
     let descriptor = [0x47, 1, port[0], port[1], port[0], port[1], 1, 1];
     assert!(contains(dsdt(&block), &descriptor));
+}
+
+/// The table of hot-plug slots, from where the event device's region says it is.
+fn slots(block: &[u8]) -> &[u8] {
+    let dsdt = dsdt(block);
+    // DefOpRegion: name, SystemMemory, a dword address, a word length (ACPI 6.5 §20.2.5.2).
+    let region = [b"\x5B\x80HPTB\x00\x0C".as_slice()].concat();
+    let at = dsdt.windows(region.len()).position(|w| w == region);
+    let at = at.unwrap() + region.len();
+    let table = table(block, u64::from(u32_at(dsdt, at)));
+    assert_eq!(dsdt[at + 4], 0x0B);
+    let length = u16::from_le_bytes([dsdt[at + 5], dsdt[at + 6]]);
+    assert_eq!(usize::from(length), table.len());
+    table
+}
+
+#[test]
+fn the_hot_plug_slots_are_in_a_table_that_nothing_lists_and_the_event_device_loads() {
+    let block = block(1, Some(WINDOW));
+    let slots = slots(&block);
+    assert_eq!(&slots[..4], b"SSDT");
+    let xsdt = table(&block, u64_at(&block, 24));
+    let listed = xsdt[36..].chunks(8).map(|entry| u64_at(entry, 0));
+    for address in listed {
+        assert_ne!(&table(&block, address)[..4], b"SSDT");
+    }
+    let dsdt = dsdt(&block);
+    // Load of that region into Local1, and a bus check of the host bridge.
+    assert!(contains(dsdt, b"\x5B\x20HPTB\x61"));
+    assert!(contains(dsdt, b"\x86\\\x2E_SB_PCI0\x00"));
+    assert!(
+        !contains(dsdt, b"_EJ0"),
+        "slots cost a guest that never uses them nothing"
+    );
+}
+
+#[test]
+fn every_slot_of_the_hot_plug_bus_has_an_address_an_eject_method_and_its_two_notifications() {
+    let block = block(1, None);
+    let slots = slots(&block);
+    for slot in 0..32_u32 {
+        let name = format!("SL{slot:02}");
+        let (name, bit) = (name.as_bytes(), 1_u32 << slot);
+        let address = [name, b"\x08_ADR", &aml(slot << 16)].concat();
+        assert!(contains(slots, &address), "{slot}");
+        // Store (bit, EJCT).
+        let eject = [b"_EJ0\x09\x70", aml(bit).as_slice(), b"EJCT"].concat();
+        assert!(contains(slots, &eject), "{slot}");
+        for (local, event) in [(0x60, 1), (0x61, 3)] {
+            // And (Local, bit), then Notify (slot, event).
+            let event = aml(event as u8);
+            let notify = [&[0x7B, local][..], &aml(bit), &[0], &[0x86], name, &event];
+            assert!(contains(slots, &notify.concat()), "{slot} {event:?}");
+        }
+    }
+    // The bus and its window: word bus number and dword memory descriptors (ACPI 6.5 §6.4.3.5).
+    assert!(contains(slots, &[0x88, 0x0D, 0, 2]));
+    let window = layout::HOT_PLUG_WINDOW;
+    let mut range = (window.start as u32).to_le_bytes().to_vec();
+    range.extend_from_slice(&(window.end as u32 - 1).to_le_bytes());
+    assert!(contains(slots, &range));
+    assert!(contains(
+        slots,
+        &(hotplug::HOT_PLUG_PORT as u16).to_le_bytes()
+    ));
+}
+
+/// An integer as AML encodes it (ACPI 6.5 §20.2.3).
+fn aml(value: impl Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    value.to_aml_bytes(&mut bytes);
+    bytes
 }

@@ -11,6 +11,7 @@ fn drive(root_device: bool, read_only: bool, partuuid: Option<&str>) -> DriveCon
         io_uring: false,
         direct: false,
         queues: 1,
+        limits: fief_devices::limiter::Limits::default(),
     }
 }
 

@@ -65,6 +65,10 @@ fn fixed_places_do_not_overlap() {
         (ACPI_START, ACPI_END - ACPI_START),
         (MP_TABLE_START, 0x1000),
         (PCI_WINDOW_32.start, PCI_WINDOW_32.end - PCI_WINDOW_32.start),
+        (
+            HOT_PLUG_WINDOW.start,
+            HOT_PLUG_WINDOW.end - HOT_PLUG_WINDOW.start,
+        ),
         (ECAM_START, ECAM_SIZE),
         (u64::from(IO_APIC_START), 0x1000),
         (u64::from(LOCAL_APIC_START), 0x1000),

@@ -6,7 +6,7 @@ fn wired_interrupts_stay_in_the_table_beside_msis() {
         address: 0x1_FEE0_1000,
         data: 0x41,
     };
-    let entries = routing_entries(&[None, Some(message)]);
+    let entries = routing_entries(&[Route::Free, Route::Unrouted, Route::Msi(message)]);
     let wired = entries
         .iter()
         .filter(|entry| entry.type_ == KVM_IRQ_ROUTING_IRQCHIP);
@@ -15,8 +15,8 @@ fn wired_interrupts_stay_in_the_table_beside_msis() {
         .iter()
         .filter(|entry| entry.type_ == KVM_IRQ_ROUTING_MSI)
         .collect();
-    assert_eq!(msis.len(), 1, "an unrouted vector has no entry");
-    assert_eq!(msis[0].gsi, IO_APIC_PINS + 1);
+    assert_eq!(msis.len(), 1, "only a routed vector has an entry");
+    assert_eq!(msis[0].gsi, IO_APIC_PINS + 2);
     // SAFETY: the entry's type says that it holds an MSI.
     let route = unsafe { msis[0].u.msi };
     assert_eq!(

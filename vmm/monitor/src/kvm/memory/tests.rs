@@ -69,6 +69,70 @@ fn clearing_makes_ram_of_every_backing_zero() {
     }
 }
 
+/// KiB of a mapping that are in the host's memory (proc(5), smaps).
+fn resident_kib(memory: &GuestMemory) -> u64 {
+    let start = memory.ram().iter().next().unwrap().as_ptr().addr();
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = smaps
+        .lines()
+        .skip_while(|line| !line.starts_with(&format!("{start:x}-")));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+/// Writes the offset of each page into it, so that all are there.
+fn fill(memory: &GuestMemory) {
+    for page in (0..memory.size()).step_by(4096) {
+        let value = 0x5000_0000 + page;
+        memory.ram().write_obj(value, GuestAddress(page)).unwrap();
+    }
+}
+
+#[test]
+fn pages_that_are_given_back_leave_the_hosts_memory_and_only_they_do() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&vec![0x5A; 4 << 20]).unwrap();
+    for (backing, left) in [
+        (MemoryBacking::Anonymous { huge: true }, 0),
+        (MemoryBacking::Anonymous { huge: false }, 0),
+        (MemoryBacking::Memfd, 0),
+        // The guest's own old contents.
+        (
+            MemoryBacking::File(file.path().to_owned()),
+            0x5A5A_5A5A_5A5A_5A5A_u64,
+        ),
+    ] {
+        let memory = new(4, backing.clone()).unwrap();
+        fill(&memory);
+        assert_eq!(resident_kib(&memory), 4096, "{backing:?}");
+        memory.release(GuestAddress(0x10_0000), 0x20_0000).unwrap();
+        memory.release(GuestAddress(0x1000), 0x1000).unwrap();
+        assert_eq!(resident_kib(&memory), 4096 - 2048 - 4, "{backing:?}");
+        for page in (0..memory.size()).step_by(4096) {
+            let is_gone = page == 0x1000 || (0x10_0000..0x30_0000).contains(&page);
+            let expected = if is_gone { left } else { 0x5000_0000 + page };
+            let got: u64 = memory.ram().read_obj(GuestAddress(page)).unwrap();
+            assert_eq!(got, expected, "{backing:?} {page:#x}");
+        }
+        fill(&memory);
+        assert_eq!(resident_kib(&memory), 4096, "{backing:?}");
+    }
+}
+
+#[test]
+fn what_is_not_ram_is_not_given_back() {
+    let memory = new(1, MemoryBacking::Anonymous { huge: false }).unwrap();
+    for (start, length) in [
+        (1 << 20, 4096),
+        ((1 << 20) - 4096, 8192),
+        (u64::MAX - 4095, 4096),
+        (0, u64::MAX - 4095),
+    ] {
+        assert!(memory.release(GuestAddress(start), length).is_err());
+    }
+    memory.release(GuestAddress(0), 1 << 20).unwrap();
+}
+
 #[test]
 fn writes_to_a_private_file_mapping_do_not_reach_the_file() {
     let mut file = tempfile::NamedTempFile::new().unwrap();

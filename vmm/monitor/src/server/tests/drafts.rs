@@ -7,6 +7,7 @@ use fief_api::{
     MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, OnReboot,
     PartialNetworkInterface, RateLimiter, Serial, SerialDestination, TokenBucket, Vsock,
 };
+use fief_devices::limiter::Limits;
 
 use super::rig::HOST_MIB;
 use crate::config::{self, MemoryBacking, SerialConfig};
@@ -253,7 +254,6 @@ fn drives_that_cannot_be_are_refused_and_change_nothing() {
         with(&|d| d.path_on_host = Some(directory.clone())),
         with(&|d| d.path_on_host = Some("/dev/null".to_owned())),
         with(&|d| d.socket = Some("s".to_owned())),
-        with(&|d| d.rate_limiter = Some(limits(1))),
         with(&|d| d.num_queues = 0),
         with(&|d| d.num_queues = 65_537),
         with(&|d| (d.is_root_device, d.partuuid) = (true, Some("x y".to_owned()))),
@@ -351,17 +351,13 @@ fn serial_goes_where_it_is_told_to() {
 #[test]
 fn reboot_and_entropy_are_off_until_asked_for() {
     let mut desk = Desk::new();
-    assert!(!desk.draft.finish().unwrap().entropy);
-    let limited = Entropy {
-        rate_limiter: Some(limits(1)),
-    };
-    assert!(desk.draft.put_entropy(limited).is_err());
+    assert!(desk.draft.finish().unwrap().entropy.is_none());
     desk.draft.put_entropy(Entropy::default()).unwrap();
     desk.draft.put_lifecycle(Lifecycle {
         on_reboot: OnReboot::Restart,
     });
     let config = desk.draft.finish().unwrap();
-    assert!(config.entropy);
+    assert_eq!(config.entropy, Some(Limits::default()));
     assert_eq!(config.on_reboot, config::OnReboot::Restart);
 }
 
@@ -389,6 +385,60 @@ fn a_whole_description_with_the_same_drive_twice_is_refused() {
         ..FullVmConfiguration::default()
     };
     assert!(desk.draft.put_all(whole).is_err());
+}
+
+#[test]
+fn limits_become_buckets_and_those_of_zero_none() {
+    let mut desk = Desk::new();
+    let limited = Drive {
+        rate_limiter: Some(limits(7)),
+        ..Drive::new("a", desk.file("disk"))
+    };
+    let open = Drive {
+        rate_limiter: Some(limits(0)),
+        ..Drive::new("b", desk.file("disk"))
+    };
+    desk.draft.put_drive(limited).unwrap();
+    desk.draft.put_drive(open).unwrap();
+    let entropy = Entropy {
+        rate_limiter: Some(limits(7)),
+    };
+    desk.draft.put_entropy(entropy).unwrap();
+    let config = desk.draft.finish().unwrap();
+    let bucket = limits(7).bandwidth.unwrap();
+    let limit = config.drives[0].limits.bandwidth.unwrap();
+    assert_eq!(
+        (limit.size, limit.refill_time),
+        (bucket.size, bucket.refill_time)
+    );
+    assert_eq!(limit.one_time_burst, bucket.one_time_burst.unwrap_or(0));
+    assert_eq!(config.drives[1].limits, Limits::default());
+    assert_eq!(config.entropy, Some(config.drives[0].limits));
+}
+
+#[test]
+fn a_drive_is_removed_before_the_start() {
+    let mut desk = Desk::new();
+    for id in ["a", "b"] {
+        let drive = Drive {
+            is_root_device: id == "a",
+            ..Drive::new(id, desk.file("disk"))
+        };
+        desk.draft.put_drive(drive).unwrap();
+    }
+    assert!(desk.draft.remove_drive("c").is_err());
+    assert_eq!(desk.draft.finish().unwrap().drives.len(), 2);
+    desk.draft.remove_drive("a").unwrap();
+    assert_eq!(desk.draft.whole().drives[0].drive_id, "b");
+    assert_eq!(desk.draft.finish().unwrap().drives.len(), 1);
+    let mut whole = desk.draft.whole();
+    whole.releasing.push("b".to_owned());
+    assert!(
+        Draft::new(Files::new(), HOST_MIB)
+            .unwrap()
+            .put_all(whole)
+            .is_err()
+    );
 }
 
 /// Taps need rights that these tests do not ask for; the payload rig has some.

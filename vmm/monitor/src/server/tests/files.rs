@@ -43,12 +43,12 @@ fn a_file_of_firecrackers_with_its_empty_sections_is_read() {
 #[test]
 fn an_empty_section_of_what_is_not_offered_asks_for_nothing() {
     for empty in ["null", "[]", "{}"] {
-        for section in ["balloon", "cpu-config", "pmem", "metrics"] {
+        for section in ["cpu-config", "pmem", "metrics"] {
             parse(format!(r#"{{"{section}": {empty}}}"#).as_bytes()).unwrap();
         }
     }
-    assert!(refused(r#"{"balloon": {"amount_mib": 0}}"#).contains("'balloon'"));
-    assert!(refused(r#"{"balloon": false}"#).contains("'balloon'"));
+    assert!(refused(r#"{"metrics": {"metrics_path": ""}}"#).contains("'metrics'"));
+    assert!(refused(r#"{"metrics": false}"#).contains("'metrics'"));
 }
 
 #[test]

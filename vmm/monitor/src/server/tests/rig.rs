@@ -1,17 +1,21 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fief_api::{BootSource, Client, InstanceState};
-use fief_devices::limiter;
+use fief_devices::limiter::{self, Limit};
+use fief_devices::ram::ReleasePages;
+use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
+use fief_devices::worker::{SharedWorker, ThreadKind};
+use vm_memory::GuestAddress;
 
-use crate::config::VmConfig;
+use crate::config::{DriveConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::files::Files;
-use crate::machine::{Event, ExitReason, MachineError, OnEvent};
+use crate::machine::{DriveStatus, Event, ExitReason, MachineError, OnEvent};
 use crate::server::control::{Control, End, Guest};
 use crate::server::draft::Draft;
 use crate::server::session::Session;
@@ -29,6 +33,10 @@ pub struct Notes {
     pub build_error: Mutex<Option<MachineError>>,
     /// The next pause waits for a message here.
     pub hold: Mutex<Option<mpsc::Receiver<()>>>,
+    /// The drives that the machine has.
+    pub drives: Mutex<Vec<DriveStatus>>,
+    /// Error of the next drive that is added.
+    pub drive_error: Mutex<Option<MachineError>>,
 }
 
 impl Notes {
@@ -36,31 +44,108 @@ impl Notes {
         self.done.lock().unwrap().push(what.to_owned());
     }
 
+    fn attach(&self, config: &DriveConfig) {
+        self.drives.lock().unwrap().push(DriveStatus {
+            id: config.id.clone(),
+            leaving: false,
+        });
+    }
+
     pub fn done(&self) -> Vec<String> {
         self.done.lock().unwrap().clone()
     }
 }
 
-struct FakeMachine(Arc<Notes>);
+struct FakeMachine {
+    notes: Arc<Notes>,
+    /// A real one, that no guest has a driver for.
+    balloon: Option<BalloonControl>,
+}
+
+/// Nothing is ever given back.
+struct Nothing;
+
+impl ReleasePages for Nothing {
+    fn release(&self, start: GuestAddress, length: u64) -> std::io::Result<()> {
+        panic!("{length} bytes at {start:?} are given back without a guest");
+    }
+}
+
+impl FakeMachine {
+    fn new(config: &VmConfig, notes: &Arc<Notes>) -> Self {
+        let balloon = config.balloon.map(|config| {
+            let offered = balloon::BalloonConfig {
+                deflate_on_oom: config.deflate_on_oom,
+                statistics: config.statistics,
+                reporting: config.reporting,
+            };
+            let worker = SharedWorker::spawn(ThreadKind::Slow, "test").unwrap();
+            let balloon = Balloon::new(offered, Arc::new(Nothing), worker).unwrap();
+            balloon.control().set_target(config.target_mib);
+            balloon.control()
+        });
+        Self {
+            notes: Arc::clone(notes),
+            balloon,
+        }
+    }
+}
 
 impl Guest for FakeMachine {
     fn resume(&self) -> Result<(), MachineError> {
-        self.0.note("resume");
+        self.notes.note("resume");
         Ok(())
     }
 
     fn pause(&self) -> Result<(), MachineError> {
         // Not in the condition: the lock would be held while waiting.
-        let hold = self.0.hold.lock().unwrap().take();
+        let hold = self.notes.hold.lock().unwrap().take();
         if let Some(hold) = hold {
             hold.recv().unwrap();
         }
-        self.0.note("pause");
+        self.notes.note("pause");
         Ok(())
     }
 
     fn press_power_button(&self) {
-        self.0.note("power button");
+        self.notes.note("power button");
+    }
+
+    fn balloon(&self) -> Option<BalloonControl> {
+        self.balloon.clone()
+    }
+
+    fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError> {
+        if let Some(error) = self.notes.drive_error.lock().unwrap().take() {
+            return Err(error);
+        }
+        self.notes.note(&format!("add {}", config.id));
+        self.notes.attach(config);
+        Ok(())
+    }
+
+    fn release_drive(&self, id: &str) -> Result<(), MachineError> {
+        self.notes.note(&format!("release {id}"));
+        let mut drives = self.notes.drives.lock().unwrap();
+        let drive = drives.iter_mut().find(|drive| drive.id == id).unwrap();
+        drive.leaving = true;
+        Ok(())
+    }
+
+    fn replace_drive_file(&self, id: &str, path: &Path) -> Result<(), MachineError> {
+        self.notes.note(&format!("{id} is {}", path.display()));
+        Ok(())
+    }
+
+    fn limit_drive(&self, id: &str, limits: limiter::Limits) -> Result<(), MachineError> {
+        let size = |limit: Option<Limit>| limit.map(|limit| limit.size);
+        let (bytes, ops) = (size(limits.bandwidth), size(limits.ops));
+        self.notes.note(&format!("{id} has {bytes:?} {ops:?}"));
+        Ok(())
+    }
+
+    fn drives(&self) -> Vec<DriveStatus> {
+        self.notes.drives.lock().unwrap().clone()
     }
 
     fn limit_interface(
@@ -69,15 +154,15 @@ impl Guest for FakeMachine {
         rx: limiter::Limits,
         tx: limiter::Limits,
     ) -> Result<(), MachineError> {
-        self.0.note(&format!("limits of {id}"));
-        *self.0.limits.lock().unwrap() = Some((rx, tx));
+        self.notes.note(&format!("limits of {id}"));
+        *self.notes.limits.lock().unwrap() = Some((rx, tx));
         Ok(())
     }
 }
 
 impl Drop for FakeMachine {
     fn drop(&mut self) {
-        self.0.note("gone");
+        self.notes.note("gone");
     }
 }
 
@@ -114,8 +199,9 @@ impl Rig {
                     return Err(error);
                 }
                 *noted.config.lock().unwrap() = Some(config.clone());
+                config.drives.iter().for_each(|drive| noted.attach(drive));
                 *noted.on_event.lock().unwrap() = Some(on_event);
-                Ok(Box::new(FakeMachine(Arc::clone(&noted))) as Box<dyn Guest>)
+                Ok(Box::new(FakeMachine::new(config, &noted)) as Box<dyn Guest>)
             });
             let mut control = Control::new(build, None).unwrap();
             posts.send(control.post()).unwrap();
@@ -182,6 +268,13 @@ impl Rig {
         // The server may have closed already.
         let _ = stream.write_all(request);
         read_to_end(&mut stream)
+    }
+
+    /// The guest lets go of a drive.
+    pub fn release(&self, id: &str) {
+        (self.notes.drives.lock().unwrap()).retain(|drive| drive.id != id);
+        let on_event = self.notes.on_event.lock().unwrap();
+        on_event.as_ref().unwrap()(Event::Released(id.to_owned()));
     }
 
     /// What the machine does when its guest asks for a reset.

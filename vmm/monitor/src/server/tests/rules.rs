@@ -1,7 +1,7 @@
 //! What is allowed when, and what is said otherwise.
 
 use fief_api::{
-    ActionType, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
+    ActionType, Balloon, ClientError, Drive, Entropy, InstanceState, Lifecycle, Logger,
     MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
     PartialNetworkInterface, Serial, Vsock,
 };
@@ -78,7 +78,7 @@ fn what_is_put_is_what_is_built_and_shown() {
     let config = rig.notes.config.lock().unwrap().clone().unwrap();
     assert_eq!((config.cpus.count(), config.memory.size_mib), (2, 512));
     assert_eq!(config.drives[0].queues, 2);
-    assert!(config.entropy && config.vsock.is_none());
+    assert!(config.entropy.is_some() && config.vsock.is_none());
     assert_eq!(rig.notes.done(), ["resume"]);
     assert_eq!(client.vm_config().unwrap(), whole);
 }
@@ -106,11 +106,11 @@ fn nothing_of_the_description_changes_after_the_start() {
         client.put_boot_source(&rig.boot_source()),
         client.put_machine_config(&MachineConfiguration::default()),
         client.patch_machine_config(&update),
-        client.put_drive(&Drive::new("a", rig.file("disk"))),
         client.put_network_interface(&NetworkInterface::new("a", "tap0")),
         client.put_vsock(&vsock),
         client.put_entropy(&Entropy::default()),
         client.put_serial(&Serial::default()),
+        client.put_balloon(&Balloon::default()),
         client.put_logger(&Logger::default()),
         client.put_lifecycle(&Lifecycle::default()),
         client.start(),
@@ -153,7 +153,7 @@ fn what_needs_a_running_machine_is_refused_before_the_start() {
         );
     }
     rig.start();
-    assert!(message(client.patch_drive(&drive)).contains("drives yet"));
+    assert!(message(client.patch_drive(&drive)).contains("names no field"));
     let refused = message(client.patch_network_interface(&interface));
     assert!(refused.contains("no interface a"), "{refused}");
     client.action(ActionType::FlushMetrics).unwrap();
@@ -223,6 +223,10 @@ fn every_refusal_is_json_with_a_message() {
     let rig = Rig::new();
     for (line, body, expected) in [
         ("GET /", "{}", "takes no body"),
+        ("DELETE /drives/a", "{}", "takes no body"),
+        ("DELETE /drives/a", "", "no drive a"),
+        ("DELETE /drives", "", "/drives/ID"),
+        ("DELETE /vsock", "", "does not take DELETE"),
         ("PUT /vsock", "", "empty"),
         ("PATCH /machine-config", "{}", "names no field"),
         ("PUT /vsock", "{", "EOF"),
@@ -239,7 +243,9 @@ fn every_refusal_is_json_with_a_message() {
         ("PUT /nowhere", "{}", "/nowhere"),
         ("POST /actions", "{}", "does not take POST"),
         ("OPTIONS *", "", "*"),
-        ("PUT /balloon", "{}", "Firecracker"),
+        ("PUT /metrics", "{}", "Firecracker"),
+        ("PATCH /balloon/hinting/start", "{}", "does not offer"),
+        ("PUT /balloon", "{}", "amount_mib"),
         ("PUT /vsock?x=1", "\u{1}", "line 1"),
     ] {
         let answer = request(&rig, line, body);
