@@ -1,5 +1,6 @@
 //! The packet filter: `rules.nft`, and its sets' elements.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ pub const RULES: &str = include_str!("rules.nft");
 const NFT: &str = "nft";
 
 /// One element of one set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Element {
     /// Table and set.
     set: &'static str,
@@ -109,11 +110,14 @@ pub fn way(from: &Record, to: &Record, protocol: Protocol, port: u16) -> Vec<Ele
 
 /// Sets the rules, which changes nothing where they are set, and adds elements: all of it or nothing.
 pub fn add(elements: &[Element]) -> Result<()> {
-    let mut script = rules();
-    elements
-        .iter()
-        .for_each(|element| script.push_str(&element.add()));
-    nft(&script)
+    nft(&(rules() + &additions(elements)))
+}
+
+/// Each element once: nft 1.0.6 fails at an interval that one script adds twice.
+fn additions(elements: &[Element]) -> String {
+    let mut seen = HashSet::new();
+    let new = elements.iter().filter(|element| seen.insert(*element));
+    new.map(Element::add).collect()
 }
 
 /// The same, and removes elements.

@@ -149,3 +149,20 @@ fn a_tenant_without_ipv6_has_no_elements_of_it() {
         "{all:?}"
     );
 }
+
+#[test]
+fn what_two_tenants_have_in_common_is_set_once() {
+    let mut all = of(&record(2, true));
+    let more = of(&record(3, false));
+    all.extend(
+        more.into_iter()
+            .filter(|element| !element.set.contains("published")),
+    );
+    let twice = RULES.to_owned() + &additions(&all);
+    let text = tables(&[twice.clone(), twice]);
+    assert!(
+        text.contains("10.99.0.2") && text.contains("10.99.0.3"),
+        "{text}"
+    );
+    assert_eq!(text.matches("10.99.0.0/16").count(), 1, "{text}");
+}
