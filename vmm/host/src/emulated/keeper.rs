@@ -13,7 +13,7 @@ use fief_agent_proto::{connect_unix, handshake_serial, relay};
 use nix::sys::signal::Signal;
 
 use super::directory::{AGENT_SOCKET, Directory, PORTS_SOCKET};
-use super::{EmulatedError, START_DEADLINE, ports};
+use super::{EmulatedError, START_DEADLINE, ports, wake};
 use crate::qemu::{Endpoints, QEMU, arguments};
 
 /// Makes the process that `command` starts independent of this one: a session of its own, so that neither Ctrl-C nor
@@ -45,7 +45,8 @@ pub fn keep(directory: &Path) -> Result<(), EmulatedError> {
     )))?;
     let endpoints = Endpoints::in_directory(Path::new("."));
     let mut qemu = start(&arguments(&launch.hardware, &launch.boot, &endpoints))?;
-    let served = serve(&endpoints, &mut qemu);
+    // A machine whose clock counts instructions would count the answers too.
+    let served = serve(&endpoints, &mut qemu, !launch.hardware.icount);
     // The agent is gone or never came: what is left of QEMU gets a moment to power off, then is ended.
     let ended = await_exit(
         &mut qemu,
@@ -80,7 +81,7 @@ fn start(arguments: &[std::ffi::OsString]) -> Result<Child, EmulatedError> {
         .map_err(EmulatedError::io(format!("cannot start {QEMU}")))
 }
 
-fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
+fn serve(endpoints: &Endpoints, qemu: &mut Child, awake: bool) -> Result<(), EmulatedError> {
     let deadline = Instant::now() + START_DEADLINE;
     let port = connect_port(&endpoints.agent, qemu, deadline)?;
     let session = handshake_serial(port, deadline)?;
@@ -89,6 +90,10 @@ fn serve(endpoints: &Endpoints, qemu: &mut Child) -> Result<(), EmulatedError> {
     let published = UnixListener::bind(PORTS_SOCKET)
         .and_then(|control| ports::serve(control, AGENT_SOCKET.into()))
         .map_err(EmulatedError::io("cannot serve published ports"))?;
+    if awake {
+        wake::keep_awake(AGENT_SOCKET.into(), wake::PERIOD)
+            .map_err(EmulatedError::io("cannot keep the machine awake"))?;
+    }
     // Nothing ever stops the relay but the end of its session: QEMU ends, and with it this process.
     let (never, _held) = io::pipe().map_err(EmulatedError::io("cannot make a pipe"))?;
     let ended = relay(session, listener, OwnedFd::from(never));

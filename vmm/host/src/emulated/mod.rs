@@ -10,6 +10,7 @@ mod directory;
 pub mod keeper;
 pub mod ports;
 mod sync;
+mod wake;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
