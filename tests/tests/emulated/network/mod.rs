@@ -8,13 +8,14 @@ mod apart;
 mod errors;
 mod grants;
 mod leftovers;
+mod traffic;
 mod ways;
 
 use std::io::Read;
 use std::process::Stdio;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
 
-use fief_tests::{Said, binary, feed, fief, in_host, run, waiting};
+use fief_tests::{Said, binary, feed, fief, in_host, run, run_with, waiting};
 
 use super::{Tenant, json};
 

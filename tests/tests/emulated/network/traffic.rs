@@ -1,0 +1,84 @@
+//! Much that passes: packages, half a minute at full speed, a gibibyte with and without offloads.
+
+use super::*;
+
+/// A Debian that got iperf3 as its people would: by apt, over the network, as a user who may sudo.
+fn with_iperf3() -> Tenant {
+    world();
+    in_host(&format!(
+        "cat > /tmp/repository.sh <<'END'\n{}\nEND\nip netns exec outside sh /tmp/repository.sh {OUTSIDE}",
+        include_str!("repository.sh")
+    ))
+    .ok();
+    let tenant = Tenant::start("net-packages", "--image debian --memory 384M");
+    let sources = format!("deb [trusted=yes] http://{OUTSIDE}:8080 ./");
+    tenant
+        .sh(&format!(
+            "echo '{sources}' > /etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*"
+        ))
+        .ok();
+    let install = "sudo apt-get -q update && sudo apt-get -q -y install fief-iperf3";
+    run_with("exec -u user net-packages -- sh -ec", install).ok();
+    tenant
+}
+
+#[test]
+fn packages_come_from_the_world_and_half_a_minute_of_traffic_passes_both_ways() {
+    let tenant = with_iperf3();
+    in_host("ip netns exec outside iperf3 -s -D -I /tmp/iperf3.pid").ok();
+    for way in ["", "-R"] {
+        let said = tenant
+            .sh(&format!("fief-iperf3 -c {OUTSIDE} -t 30 -i 5 -J {way}"))
+            .ok();
+        let result = json(&said);
+        let received = result["end"]["sum_received"]["bytes"].as_u64();
+        println!("{way:2} in 30 s: {received:?} bytes");
+        let intervals = result["intervals"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        assert!(intervals.len() >= 5, "{said}");
+        for interval in intervals {
+            let bytes = interval["sum"]["bytes"].as_u64();
+            assert!(bytes > Some(0), "nothing passed for five seconds: {said}");
+        }
+        assert!(received > Some(0), "{said}");
+    }
+    in_host("kill $(tr -d '\\0' < /tmp/iperf3.pid)").ok();
+}
+
+#[test]
+fn what_is_sent_arrives_with_segmentation_offloads_and_without() {
+    const BYTES: u64 = 1 << 30;
+    let both = neighbours();
+    for offload in ["on", "off"] {
+        both.alice.probe(&format!("gso eth0 {offload}")).ok();
+        let log = format!("/tmp/received-{offload}");
+        outside_probe(&format!(
+            "receive 5200 --sha256 --timeout 550 --background --log {log}"
+        ))
+        .ok();
+        let sent = both
+            .alice
+            .probe(&format!(
+                "send {OUTSIDE} 5200 {BYTES} --sha256 --timeout 550"
+            ))
+            .ok();
+        let hash = |said: &str| {
+            let words: Vec<_> = said.split_whitespace().collect();
+            let at = words
+                .iter()
+                .position(|word| *word == "sha256")
+                .unwrap_or_else(|| panic!("no hash in {said}"));
+            words[at + 1].to_owned()
+        };
+        // It says so after it has told the sender.
+        let received = waiting::until("the receiver's last word", || {
+            let said = in_host(&format!("cat {log}")).ok();
+            said.contains("sha256").then_some(said)
+        });
+        assert_eq!(hash(&sent), hash(&received), "{sent}\n{received}");
+        println!("offloads {offload}: {sent}");
+    }
+    both.alice.probe("gso eth0 on").ok();
+}
