@@ -193,11 +193,13 @@ fn nobody_speaks_in_anothers_name() {
     }
     let before = count();
     let other = "02:f1:0a:63:c8:4d";
+    // A link that goes down forgets its IPv6 addresses.
+    let address6 = &bob.address6;
     let change = |mac: &str| {
         bob.sh(&format!(
             "ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up; \
              ip route add 10.99.0.1 dev eth0; ip route add default via 10.99.0.1; \
-             ip -6 route add default via $(sed -n 's/.*fief.gateway6=\\([^ ]*\\).*/\\1/p' /proc/cmdline) dev eth0 onlink; true"
+             ip -6 addr add {address6}/128 dev eth0; ip -6 route add default via $(sed -n 's/.*fief.gateway6=\\([^ ]*\\).*/\\1/p' /proc/cmdline) dev eth0 onlink; true"
         ))
     };
     change(other);
@@ -223,9 +225,10 @@ fn nobody_speaks_in_anothers_name() {
     }
     change(&bob.mac);
     bob.sh(&format!(
-        "ip addr del {foreign}/32 dev eth0; ip -6 addr del {foreign6}/128 dev eth0"
+        "ip addr del {foreign}/32 dev eth0; ip -6 addr del {foreign6}/128 dev eth0; true"
     ));
     bob.probe(&format!("udp {OUTSIDE} 5400")).ok();
+    bob.probe(&format!("udp {OUTSIDE6} 5400")).ok();
 }
 
 #[test]

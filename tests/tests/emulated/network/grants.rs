@@ -58,7 +58,7 @@ fn a_connection_ends_with_its_grant() {
     // alice says a word every second, bob writes down what he hears.
     alice.sh("(while echo word; do sleep 1; done | nc -l -p 5800) > /dev/null 2>&1 &");
     let listen = format!(
-        "(nc {} 5800 > /tmp/heard) < /dev/null 2> /dev/null &",
+        "(tail -f /dev/null | nc {} 5800 > /tmp/heard) < /dev/null 2> /dev/null &",
         alice.address
     );
     let heard = || -> u64 {
@@ -83,8 +83,8 @@ fn a_connection_ends_with_its_grant() {
     run("grant net-alice --to net-bob --port 5800").ok();
     waiting::until("bob hears more", || (heard() > then).then_some(()));
     run("revoke net-alice --to net-bob --port 5800").ok();
-    alice.sh("killall nc; true");
-    bob.sh("killall nc; true");
+    alice.sh("killall nc tail; true");
+    bob.sh("killall nc tail; true");
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn put(line: &str) {
     std::fs::File::open(path)
         .and_then(|mut file| file.read_to_end(&mut probe))
         .unwrap();
-    let script = "cat > /tmp/probe && chmod 755 /tmp/probe && mv /tmp/probe /bin/net-probe";
+    let script = "cat > /tmp/probe && chmod 755 /tmp/probe && mv /tmp/probe /bin/net-probe && sync";
     let words = line.split_whitespace().chain(["sh", "-c", script]);
     let child = fief(words).stdin(Stdio::piped()).spawn().unwrap();
     Said::from(feed(child, probe)).ok();
