@@ -229,7 +229,7 @@ fn a_full_file_system_is_refused_before_and_while_a_tenant_is_made() {
 fn a_kvm_that_is_missing_forbidden_or_none_is_told_with_what_to_do() {
     // Makes the images present inside, and shows that the same succeeds where all is well.
     run("run --rm --name warm-kvm --kernel micro --image busybox -- true").ok();
-    // An ordinary user with a state directory and small images of its own, who sees a /dev of the test's making.
+    // An ordinary user (who may make no network) with a state directory and small images of its own, who sees a /dev of the test's making.
     let user = "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/run/kvm";
     in_host(
         "set -e; umount -l /run/kvm 2>/dev/null || true; mkdir -p /run/kvm; mount -t tmpfs kvm /run/kvm
@@ -245,7 +245,7 @@ fn a_kvm_that_is_missing_forbidden_or_none_is_told_with_what_to_do() {
         in_host(&format!(
             "unshare -m sh -ec 'mount -t tmpfs dev /run/kvm/dev; cd /dev; cp -a null zero full random urandom /run/kvm/dev
              {node}; mount --move /run/kvm/dev /dev
-             {user} fief --state-dir /run/kvm/state run --rm --name kvmless --kernel micro --image busybox -- echo it runs'"
+             {user} fief --state-dir /run/kvm/state run --rm --name kvmless --net none --kernel micro --image busybox -- echo it runs'"
         ))
     };
     let left = || in_host("find /run/kvm -not -path '*/locks/*' | sort").ok();
