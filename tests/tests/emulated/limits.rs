@@ -114,7 +114,7 @@ fn an_ordinary_user_runs_tenants_without_limits_and_is_told_once() {
              cp -a null zero full random urandom /run/nolimit/dev; mknod -m 666 /run/nolimit/dev/kvm c 10 232
              mount --move /run/nolimit/dev /dev
              setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/run/nolimit \
-             fief --state-dir /run/nolimit/state run --rm --name limitless --kernel micro --image busybox -- echo it runs'",
+             fief --state-dir /run/nolimit/state run --rm --name limitless --net none --kernel micro --image busybox -- echo it runs'",
         )
     };
     let first = try_it();
