@@ -23,7 +23,7 @@ pack() {
         echo
     } >> /tmp/repository/Packages
 }
-libraries=$(ldd /usr/bin/iperf3 | sed -n 's|.* => /lib\(/[^ ]*\(iperf\|sctp\)[^ ]*\) .*|/lib\1|p')
+libraries=$(ldd /usr/bin/iperf3 | sed -n -E 's#.* => (/lib/[^ ]*(iperf|sctp)[^ ]*) .*#\1#p')
 cp /usr/bin/iperf3 /bin/fief-iperf3 2> /dev/null || true
 pack fief-iperf3-libraries libc6 $libraries
 pack fief-iperf3 fief-iperf3-libraries /bin/fief-iperf3
