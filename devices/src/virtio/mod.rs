@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 mod chain;
+mod counter;
 pub mod entropy;
 pub mod net;
 pub mod pci;

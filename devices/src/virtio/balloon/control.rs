@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::pages::PAGE_SHIFT;
 use super::statistics::Statistics;
 use crate::virtio::VirtioInterrupt;
+use crate::virtio::counter::Counter;
 
 /// How far the balloon is, and what the guest last said of its memory.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -191,27 +192,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Written by the worker, read by anybody.
 #[derive(Default)]
 pub(super) struct Counters {
-    pub inflated_bytes: AtomicU64,
-    pub reported_bytes: AtomicU64,
-    pub refused: AtomicU64,
-    pub malformed: AtomicU64,
+    pub inflated_bytes: Counter,
+    pub reported_bytes: Counter,
+    pub refused: Counter,
+    pub malformed: Counter,
 }
 
 impl Counters {
-    /// Adds to a counter and returns its new value.
-    pub fn add(counter: &AtomicU64, count: u64) -> u64 {
-        counter
-            .fetch_add(count, Ordering::Relaxed)
-            .wrapping_add(count)
-    }
-
     fn metrics(&self) -> BalloonMetrics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         BalloonMetrics {
-            inflated_bytes: get(&self.inflated_bytes),
-            reported_bytes: get(&self.reported_bytes),
-            refused: get(&self.refused),
-            malformed: get(&self.malformed),
+            inflated_bytes: self.inflated_bytes.get(),
+            reported_bytes: self.reported_bytes.get(),
+            refused: self.refused.get(),
+            malformed: self.malformed.get(),
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
-use super::control::{Counters, Shared};
+use super::control::Shared;
 use super::pages::{PAGE_SHIFT, PAGE_SIZE, Pages};
 use super::statistics::Statistics;
 use crate::GuestRam;
@@ -205,7 +205,7 @@ impl Server {
             self.malformed(strange, "it has numbers of pages that are not in guest RAM");
         }
         let taken = self.release_pages();
-        Counters::add(&self.shared.counters.inflated_bytes, taken);
+        self.shared.counters.inflated_bytes.add(taken);
     }
 
     /// Takes the ranges of free pages that the request describes (virtio 1.3 §5.5.6.7).
@@ -222,7 +222,7 @@ impl Server {
             return self.malformed(strange, "its ranges are not whole pages of guest RAM");
         }
         let taken = self.release_pages();
-        Counters::add(&self.shared.counters.reported_bytes, taken);
+        self.shared.counters.reported_bytes.add(taken);
     }
 
     /// Gives the pages back to the host; how many bytes it took.
@@ -231,14 +231,11 @@ impl Server {
         for (start, length) in self.pages.merged() {
             match self.release.release(start, length) {
                 Ok(()) => taken = taken.saturating_add(length),
-                Err(error) => {
-                    let count = Counters::add(&self.shared.counters.refused, 1);
-                    if count.is_power_of_two() {
-                        tracing::warn!(
-                            "the host did not take memory back from the balloon, {count} times so far: {error}"
-                        );
-                    }
-                }
+                Err(error) => self.shared.counters.refused.tell(1, |count| {
+                    tracing::warn!(
+                        "the host did not take memory back from the balloon, {count} times so far: {error}"
+                    );
+                }),
             }
         }
         taken
@@ -274,13 +271,10 @@ impl Server {
     }
 
     fn malformed(&self, times: u64, why: &str) {
-        let counter: &AtomicU64 = &self.shared.counters.malformed;
-        let count = Counters::add(counter, times);
-        // When the highest bit of the count changes: the guest cannot fill the log.
-        if count.leading_zeros() != count.wrapping_sub(times).leading_zeros() {
+        self.shared.counters.malformed.tell(times, |count| {
             tracing::warn!(
                 "the guest sent virtio-balloon a malformed request, {count} so far: {why}"
             );
-        }
+        });
     }
 }

@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::QUEUE_SIZE;
 use super::backing::Alignment;
 use super::bounce::BouncePool;
-use super::counters::{Counters, worth_a_line};
+use super::counters::Counters;
 use super::engine::Engine;
 use super::flight::{Flight, Next, Transfer, Work};
 use super::request::{ID_BYTES, Limits, Refused, Request, Status};
@@ -229,7 +229,7 @@ impl QueueWorker {
                 self.operate(head)
             }
             Ok(None) => {
-                Counters::count(&self.parts.counters.completed);
+                self.parts.counters.completed.add(1);
                 self.end(head, status_at, Status::Ok, ID_BYTES as u64)
             }
             Err(Refused { status, malformed }) => {
@@ -363,26 +363,25 @@ impl QueueWorker {
     fn account(&self, work: &Work, status: Status, error: Option<&io::Error>) {
         let counters = &self.parts.counters;
         if status == Status::Ok {
-            Counters::count(&counters.completed);
+            counters.completed.add(1);
             if let Work::Transfer(transfer) = work {
                 let bytes = if transfer.write {
                     &counters.written_bytes
                 } else {
                     &counters.read_bytes
                 };
-                bytes.fetch_add(transfer.total, Ordering::Relaxed);
+                bytes.add(transfer.total);
             }
             return;
         }
-        let count = Counters::count(&counters.failed);
-        if worth_a_line(count) {
+        counters.failed.tell(1, |count| {
             let why =
                 error.map_or_else(|| "the file is too short".to_owned(), io::Error::to_string);
             tracing::warn!(
                 "a request to drive {} failed, {count} so far: {why}",
                 self.name()
             );
-        }
+        });
     }
 
     /// Writes the status and returns the chain to the driver.
@@ -423,13 +422,12 @@ impl QueueWorker {
     }
 
     fn malformed(&self, why: &str) {
-        let count = Counters::count(&self.parts.counters.malformed);
-        if worth_a_line(count) {
+        self.parts.counters.malformed.tell(1, |count| {
             let name = self.name();
             tracing::warn!(
                 "the guest sent drive {name} a malformed request, {count} so far: {why}"
             );
-        }
+        });
     }
 
     fn give_up(&mut self, why: &str) {

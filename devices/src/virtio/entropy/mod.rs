@@ -5,13 +5,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::EventSet;
 
 use super::chain::Buffers;
+use super::counter::Counter;
 use super::segments::Segments;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceId, DeviceState, VirtioDevice, VirtioInterrupt,
@@ -48,8 +49,8 @@ pub struct EntropyMetrics {
 
 #[derive(Default)]
 struct Counters {
-    bytes: AtomicU64,
-    malformed: AtomicU64,
+    bytes: Counter,
+    malformed: Counter,
 }
 
 /// A virtio-rng device.
@@ -90,8 +91,8 @@ impl Entropy {
     /// What the device has done so far.
     pub fn metrics(&self) -> EntropyMetrics {
         EntropyMetrics {
-            bytes: self.counters.bytes.load(Ordering::Relaxed),
-            malformed: self.counters.malformed.load(Ordering::Relaxed),
+            bytes: self.counters.bytes.get(),
+            malformed: self.counters.malformed.get(),
         }
     }
 }
@@ -265,22 +266,14 @@ impl QueueHandler {
             return 0;
         }
         let filled = randomize(self.segments.remaining());
-        self.counters
-            .bytes
-            .fetch_add(u64::from(filled), Ordering::Relaxed);
+        self.counters.bytes.add(u64::from(filled));
         filled
     }
 
     fn malformed(&self, why: &str) {
-        let count = self
-            .counters
-            .malformed
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        // The 1st, 2nd, 4th, 8th …: the guest cannot fill the log.
-        if count.is_power_of_two() {
+        self.counters.malformed.tell(1, |count| {
             tracing::warn!("the guest sent virtio-rng a malformed request, {count} so far: {why}");
-        }
+        });
     }
 
     fn again(&self) {

@@ -1,21 +1,21 @@
 //! What the device has done, for metrics and tests.
 
+use crate::virtio::counter::Counter;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Written by the worker, read by anybody.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub rx_frames: AtomicU64,
-    pub rx_bytes: AtomicU64,
-    pub rx_dropped: AtomicU64,
-    pub tx_frames: AtomicU64,
-    pub tx_bytes: AtomicU64,
-    pub tx_dropped: AtomicU64,
-    pub malformed: AtomicU64,
+    pub rx_frames: Counter,
+    pub rx_bytes: Counter,
+    pub rx_dropped: Counter,
+    pub tx_frames: Counter,
+    pub tx_bytes: Counter,
+    pub tx_dropped: Counter,
+    pub malformed: Counter,
     /// Events that the worker was woken for.
     #[cfg(test)]
-    pub turns: AtomicU64,
+    pub turns: Counter,
 }
 
 /// What the device has done since it was made; reset and pause do not change it. Bytes are those of frames, without the
@@ -37,31 +37,22 @@ pub struct NetMetrics {
 }
 
 impl Counters {
-    /// Adds to a counter and returns its new value.
-    pub fn add(counter: &AtomicU64, count: u64) -> u64 {
-        counter
-            .fetch_add(count, Ordering::Relaxed)
-            .wrapping_add(count)
-    }
-
-    /// Counts something, and logs the 1st, 2nd, 4th, 8th …: the guest cannot fill the log.
-    pub fn tell(counter: &AtomicU64, device: &str, what: &str, why: &dyn Display) {
-        let count = Self::add(counter, 1);
-        if count.is_power_of_two() {
-            tracing::warn!("{device}: {what}, {count} so far: {why}");
-        }
+    /// Counts something that the log should know of.
+    pub fn tell(counter: &Counter, device: &str, what: &str, why: &dyn Display) {
+        counter.tell(1, |count| {
+            tracing::warn!("{device}: {what}, {count} so far: {why}")
+        });
     }
 
     pub fn metrics(&self) -> NetMetrics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NetMetrics {
-            rx_frames: get(&self.rx_frames),
-            rx_bytes: get(&self.rx_bytes),
-            rx_dropped: get(&self.rx_dropped),
-            tx_frames: get(&self.tx_frames),
-            tx_bytes: get(&self.tx_bytes),
-            tx_dropped: get(&self.tx_dropped),
-            malformed: get(&self.malformed),
+            rx_frames: self.rx_frames.get(),
+            rx_bytes: self.rx_bytes.get(),
+            rx_dropped: self.rx_dropped.get(),
+            tx_frames: self.tx_frames.get(),
+            tx_bytes: self.tx_bytes.get(),
+            tx_dropped: self.tx_dropped.get(),
+            malformed: self.malformed.get(),
         }
     }
 }

@@ -199,8 +199,8 @@ impl NetHandler {
             self.drop_rx(&"it is larger than the MTU");
             return Ok(());
         }
-        Counters::add(&self.counters.rx_frames, 1);
-        Counters::add(&self.counters.rx_bytes, bytes);
+        self.counters.rx_frames.add(1);
+        self.counters.rx_bytes.add(bytes);
         window.deliver(length, &mut self.rx.queue, &self.memory)
     }
 
@@ -262,8 +262,8 @@ impl NetHandler {
         // SAFETY: the segments are in guest RAM, which `self.memory` keeps mapped and nobody has references into.
         match unsafe { self.tap.write(tx.segments.remaining()) } {
             Ok(_) => {
-                Counters::add(&self.counters.tx_frames, 1);
-                Counters::add(&self.counters.tx_bytes, bytes);
+                self.counters.tx_frames.add(1);
+                self.counters.tx_bytes.add(bytes);
             }
             Err(TapFailure::Busy) => return Sent::Later(Wait::Tap),
             Err(TapFailure::Lost(error)) => {
@@ -348,7 +348,7 @@ impl Handler for NetHandler {
 
     fn ready(&mut self, fd: RawFd, events: EventSet, interest: &Interest<'_>) {
         #[cfg(test)]
-        Counters::add(&self.counters.turns, 1);
+        self.counters.turns.add(1);
         let tap = fd == self.tap.as_raw_fd();
         let tap_has = |what| tap && events.contains(what);
         let (rx, tx) = (&self.rx, &self.tx);

@@ -1,18 +1,18 @@
 //! What the device has done, for metrics and tests.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::virtio::counter::Counter;
 
 /// Written by the worker, read by anybody.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub to_guest_bytes: AtomicU64,
-    pub from_guest_bytes: AtomicU64,
-    pub connections: AtomicU64,
-    pub refused: AtomicU64,
-    pub malformed: AtomicU64,
+    pub to_guest_bytes: Counter,
+    pub from_guest_bytes: Counter,
+    pub connections: Counter,
+    pub refused: Counter,
+    pub malformed: Counter,
     /// Events that the worker was woken for.
     #[cfg(test)]
-    pub turns: AtomicU64,
+    pub turns: Counter,
 }
 
 /// What the device has done since it was made; reset and pause do not change it.
@@ -31,29 +31,20 @@ pub struct VsockMetrics {
 }
 
 impl Counters {
-    /// Adds to a counter and returns its new value.
-    pub fn add(counter: &AtomicU64, count: u64) -> u64 {
-        counter
-            .fetch_add(count, Ordering::Relaxed)
-            .wrapping_add(count)
-    }
-
-    /// Counts something malformed, and logs the 1st, 2nd, 4th, 8th …: the guest cannot fill the log.
+    /// Counts something malformed.
     pub fn malformed(&self, why: &dyn std::fmt::Display) {
-        let count = Self::add(&self.malformed, 1);
-        if count.is_power_of_two() {
+        self.malformed.tell(1, |count| {
             tracing::warn!("the guest sent vsock something malformed, {count} so far: {why}");
-        }
+        });
     }
 
     pub fn metrics(&self) -> VsockMetrics {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         VsockMetrics {
-            to_guest_bytes: get(&self.to_guest_bytes),
-            from_guest_bytes: get(&self.from_guest_bytes),
-            connections: get(&self.connections),
-            refused: get(&self.refused),
-            malformed: get(&self.malformed),
+            to_guest_bytes: self.to_guest_bytes.get(),
+            from_guest_bytes: self.from_guest_bytes.get(),
+            connections: self.connections.get(),
+            refused: self.refused.get(),
+            malformed: self.malformed.get(),
         }
     }
 }

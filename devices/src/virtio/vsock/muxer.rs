@@ -128,7 +128,7 @@ impl Muxer {
         if let Some(connection) = self.table.get(key) {
             let verdict = connection.handle(header, payload, &self.timeouts);
             if header.op == op::RW && verdict == Verdict::Keep {
-                Counters::add(&self.counters.from_guest_bytes, u64::from(header.len));
+                self.counters.from_guest_bytes.add(u64::from(header.len));
             }
             return self.settle(key, verdict);
         }
@@ -162,13 +162,13 @@ impl Muxer {
         };
         match connected {
             Ok(stream) => {
-                Counters::add(&self.counters.connections, 1);
+                self.counters.connections.add(1);
                 let connection = Connection::to_host(request, stream);
                 self.table.insert(request.key_from_guest(), connection);
             }
             Err(error) => {
                 tracing::debug!("vsock: the guest cannot connect to port {port}: {error}");
-                Counters::add(&self.counters.refused, 1);
+                self.counters.refused.add(1);
                 self.refuse(request);
             }
         }
@@ -234,7 +234,7 @@ impl Muxer {
             }
         };
         let header = header?;
-        Counters::add(&self.counters.to_guest_bytes, u64::from(header.len));
+        self.counters.to_guest_bytes.add(u64::from(header.len));
         Some(Header {
             dst_cid: self.guest_cid,
             ..header
@@ -326,10 +326,10 @@ impl Muxer {
             stream, watched, ..
         } = handshake;
         if self.table.is_full() {
-            Counters::add(&self.counters.refused, 1);
+            self.counters.refused.add(1);
             return self.table.close(stream, watched);
         }
-        Counters::add(&self.counters.connections, 1);
+        self.counters.connections.add(1);
         let host_port = self.table.free_port();
         let key = Key {
             host_port,
@@ -343,7 +343,7 @@ impl Muxer {
 
     fn turn_away(&mut self, descriptor: RawFd) {
         if let Some(handshake) = self.handshakes.remove(&descriptor) {
-            Counters::add(&self.counters.refused, 1);
+            self.counters.refused.add(1);
             self.table.close(handshake.stream, handshake.watched);
         }
     }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::*;
@@ -234,6 +233,6 @@ impl Rig {
     }
 
     pub fn turns(&self) -> u64 {
-        self.net.counters.turns.load(Ordering::SeqCst)
+        self.net.counters.turns.get()
     }
 }

@@ -2,7 +2,6 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::credit::BUF_ALLOC;
@@ -525,7 +524,7 @@ fn whoever_stalls_does_not_make_the_worker_spin() {
         rx_buffers: 32,
         ..Setup::default()
     });
-    let turns = |guest: &Guest| guest.device.counters.turns.load(Ordering::Relaxed);
+    let turns = |guest: &Guest| guest.device.counters.turns.get();
     // No credit, and data; no reader, and data; gone, and no credit for its last words; no line; no reader at all.
     let stall = |guest: &mut Guest, key| {
         guest.sockets.get_mut(&key).unwrap().buf_alloc = 0;
