@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
 use serde::Serialize;
 
-use super::error::remote;
-use super::{Context, Error, Result};
+use super::{Context, Error, Result, exec};
 use crate::backend::vm;
 use crate::spec::{Bytes, Disk, DiskName, DiskSource, MAX_DISKS, TenantName};
 use crate::store::Tenant;
@@ -293,19 +291,7 @@ struct Device {
 /// Asks the agent where a disk is; it waits for one that is on its way.
 fn device(tenant: &Tenant, name: &DiskName) -> Result<Device> {
     let deadline = Instant::now() + PATIENCE;
-    let (_directory, path) = vm::socket(tenant, vm::VSOCK_SOCKET)?;
-    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).map_err(remote)?;
-    let agent = Connection::open(stream, deadline).map_err(remote)?;
-    let request = ExecRequest {
-        own: true,
-        ..ExecRequest::new(["--drive", name.as_str()])
-    };
-    let process = agent.exec(&request).map_err(remote)?;
-    let (status, told, said) = process.output().map_err(remote)?;
-    if !status.success() {
-        return Err(Error::new(String::from_utf8_lossy(&said).trim().to_owned()));
-    }
-    let told = String::from_utf8_lossy(&told).into_owned();
+    let told = exec::own_program(tenant, &["--drive", name.as_str()], deadline)?;
     let (path, used) = told.trim().split_once(' ').unwrap_or((told.trim(), ""));
     Ok(Device {
         path: path.to_owned(),

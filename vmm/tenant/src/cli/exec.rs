@@ -3,14 +3,17 @@
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use fief_agent_proto::ExecRequest;
+use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
 
 use super::error::remote;
 use super::run::{PlaceArgs, StreamArgs};
 use super::{Context, Error, OWN_FAILURE, Result};
+use crate::backend::vm;
 use crate::carry::Needs;
 use crate::spec::{Spec, TenantName};
+use crate::store::Tenant;
 use crate::terminal::{Signals, Streams, attend, cancel};
 
 /// Flags of `fief exec`.
@@ -122,4 +125,20 @@ fn run(
     let connection = connected.map_err(remote)?;
     let code = attend(&connection, request, streams, &signals, &cancel).map_err(remote)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(OWN_FAILURE)))
+}
+/// Runs a program of the agent's own in a running tenant; what it printed. One that fails tells why.
+pub fn own_program(tenant: &Tenant, arguments: &[&str], deadline: Instant) -> Result<String> {
+    let (_directory, path) = vm::socket(tenant, vm::VSOCK_SOCKET)?;
+    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).map_err(remote)?;
+    let agent = Connection::open(stream, deadline).map_err(remote)?;
+    let request = ExecRequest {
+        own: true,
+        ..ExecRequest::new(arguments.iter().copied())
+    };
+    let process = agent.exec(&request).map_err(remote)?;
+    let (status, told, said) = process.output().map_err(remote)?;
+    if !status.success() {
+        return Err(Error::new(String::from_utf8_lossy(&said).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&told).into_owned())
 }

@@ -3,13 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
 use fief_api::{PartialDrive, PartialNetworkInterface};
 
 use super::environment::{self, Variable};
-use super::error::remote;
 use super::policy::PolicyArgs;
-use super::{Context, Error, Result, prepare, start};
+use super::{Context, Error, Result, exec, prepare, start};
 use crate::backend::vm;
 use crate::carry::Needs;
 use crate::cgroup::{Group, Settings};
@@ -203,20 +201,7 @@ impl Running<'_> {
             rate_limiter: None,
         })?;
         let deadline = Instant::now() + PATIENCE;
-        let (_directory, path) = vm::socket(self.tenant, vm::VSOCK_SOCKET)?;
-        let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).map_err(remote)?;
-        let agent = Connection::open(stream, deadline).map_err(remote)?;
-        let request = ExecRequest {
-            own: true,
-            ..ExecRequest::new(["--grow", vm::DISK_DRIVE])
-        };
-        let process = agent.exec(&request).map_err(remote)?;
-        let (status, _, said) = process.output().map_err(remote)?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(Error::new(String::from_utf8_lossy(&said).trim().to_owned()))
-        }
+        exec::own_program(self.tenant, &["--grow", vm::DISK_DRIVE], deadline).map(drop)
     }
 }
 

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use fief_agent_proto::{AGENT_PORT, Connection, Shutdown, ShutdownAction, connect_vsock_unix};
+use fief_agent_proto::{Connection, Shutdown, ShutdownAction};
 use rustix::process::Signal;
 
 use super::{Context, Error, OWN_FAILURE, Result};
+use crate::agent;
 use crate::backend::vm;
 use crate::process::Process;
 use crate::spec::TenantName;
@@ -159,10 +160,7 @@ pub fn shut_down(store: &Store, tenant: &Tenant, state: &State, patience: Durati
 }
 
 fn connect(tenant: &Tenant, patience: Duration) -> Option<Connection> {
-    let deadline = Instant::now() + patience;
-    let (_directory, path) = vm::socket(tenant, vm::VSOCK_SOCKET).ok()?;
-    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).ok()?;
-    Connection::open(stream, deadline).ok()
+    agent::try_connect(tenant, Instant::now() + patience).ok()
 }
 
 /// Asks the agent to shut the tenant down.
