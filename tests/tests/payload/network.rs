@@ -1,8 +1,9 @@
 //! The payload with a network interface: the test's thread has a network namespace of its own, and a tap in it.
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command};
 
 use fief_tests::waiting;
@@ -218,7 +219,7 @@ fn a_guest_that_stops_receiving_in_a_flood_goes_on_when_it_has_buffers_again() {
     }
     let wire = Wire::new(EXPERIMENT);
     let says = |word: &'static [u8]| move |frame: &[u8]| frame[14..].starts_with(word);
-    let machine = start(&mut rig, "net-flood");
+    let mut machine = start(&mut rig, "net-flood");
     for number in 0..100_u8 {
         wire.send([0; HEADER], &frame(EXPERIMENT, &[number; 100]));
     }
@@ -227,15 +228,17 @@ fn a_guest_that_stops_receiving_in_a_flood_goes_on_when_it_has_buffers_again() {
     for _ in 0..5000 {
         wire.send([0; HEADER], &frame(EXPERIMENT, &[0xFF; 100]));
     }
-    fs::write(
-        rig.path("disk"),
-        [b"FLOODED".as_slice(), &[0; 1024]].concat(),
-    )
-    .unwrap();
-    waiting::until("the guest receives again", || {
+    // In place: a file that is made anew is empty for a moment, and the guest reads all the time.
+    let disk = File::options().write(true).open(rig.path("disk")).unwrap();
+    disk.write_all_at(b"FLOODED", 0).unwrap();
+    waiting::until("the guest receives again, or has ended", || {
         wire.send([0; HEADER], &frame(EXPERIMENT, END));
-        wire.receive()
+        let received = wire.receive();
+        let ended = machine.0.try_wait().unwrap();
+        received
             .filter(|message| says(END)(&message[HEADER..]))
+            .map(drop)
+            .or(ended.map(drop))
     });
     finish(&rig, machine).passed("net-flood");
 }

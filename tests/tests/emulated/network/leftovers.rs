@@ -73,8 +73,8 @@ fn what_killed_commands_left_is_gone_after_the_next() {
              busybox usleep $((n * 25000)); kill -9 $pid; wait $pid
              fief rm net-killed & pid=$!
              busybox usleep $((n * 10000)); kill -9 $pid; wait $pid
-         done 2>/dev/null
-         fief ps -a > /dev/null; fief rm -f net-killed 2> /dev/null; fief ps -a";
+         done > /dev/null 2>&1
+         fief ps -a > /dev/null; fief rm -f net-killed > /dev/null 2>&1; fief ps -a";
     assert_eq!(many(script).ok().lines().count(), 1);
     assert_eq!(kernel(&mark), Vec::<String>::new());
 }
