@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -245,6 +245,9 @@ fn address_message(link: u32, address: IpAddr) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
     (message.header.family, message.header.prefix_len) = family(address);
     message.header.index = link;
+    // Nobody else is on the link who could have it. An IPv6 address that the kernel is yet to look for elsewhere is none that
+    // the route, which comes next, may name as its source (Linux, net/ipv6/route.c: EINVAL); when it has looked is chance.
+    message.header.flags = AddressHeaderFlags::Nodad;
     message.attributes = vec![
         AddressAttribute::Local(address),
         AddressAttribute::Address(address),
