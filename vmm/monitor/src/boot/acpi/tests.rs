@@ -216,17 +216,21 @@ fn every_slot_of_the_hot_plug_bus_has_an_address_an_eject_method_and_its_two_not
     let slots = slots(&block);
     for slot in 0..32_u32 {
         let name = format!("SL{slot:02}");
-        let (name, bit) = (name.as_bytes(), 1_u32 << slot);
-        let address = [name, b"\x08_ADR", &aml(slot << 16)].concat();
-        assert!(contains(slots, &address), "{slot}");
-        // Store (bit, EJCT).
-        let eject = [b"_EJ0\x09\x70", aml(bit).as_slice(), b"EJCT"].concat();
-        assert!(contains(slots, &eject), "{slot}");
+        let name = name.as_bytes();
+        let bit = (1_u32 << slot).to_le_bytes();
+        // Name (_ADR, address).
+        let address = [b"\x08_ADR\x0C", &(slot << 16).to_le_bytes()[..]].concat();
+        // Store (bit, EJCT) in a method.
+        let eject = [b"_EJ0\x09\x70\x0C", &bit[..], b"EJCT"].concat();
+        let method = package(&[0x14], &eject);
+        let device = package(&[0x5B, 0x82], &[name, &address, &method].concat());
+        assert!(contains(slots, &device), "{slot}");
         for (local, event) in [(0x60, 1), (0x61, 3)] {
             // And (Local, bit), then Notify (slot, event).
-            let event = aml(event as u8);
-            let notify = [&[0x7B, local][..], &aml(bit), &[0], &[0x86], name, &event];
-            assert!(contains(slots, &notify.concat()), "{slot} {event:?}");
+            let condition = [&[0x7B, local, 0x0C][..], &bit, &[0]].concat();
+            let notify = [&[0x86][..], name, &[0x0A, event]].concat();
+            let notification = package(&[0xA0], &[condition, notify].concat());
+            assert!(contains(slots, &notification), "{slot} {event}");
         }
     }
     // The bus and its window: word bus number and dword memory descriptors (ACPI 6.5 §6.4.3.5).
@@ -241,9 +245,9 @@ fn every_slot_of_the_hot_plug_bus_has_an_address_an_eject_method_and_its_two_not
     ));
 }
 
-/// An integer as AML encodes it (ACPI 6.5 §20.2.3).
-fn aml(value: impl Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    value.to_aml_bytes(&mut bytes);
-    bytes
+/// A short object with its length, which counts itself (ACPI 6.5 §20.2.4).
+fn package(opcode: &[u8], content: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(content.len() + 1).unwrap();
+    assert!(length < 64, "one byte holds 63");
+    [opcode, &[length], content].concat()
 }
