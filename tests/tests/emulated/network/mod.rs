@@ -6,6 +6,7 @@
 
 mod apart;
 mod errors;
+mod flushed;
 mod grants;
 mod leftovers;
 mod traffic;
