@@ -9,6 +9,7 @@ mod errors;
 mod flushed;
 mod grants;
 mod leftovers;
+mod rates;
 mod traffic;
 mod ways;
 
