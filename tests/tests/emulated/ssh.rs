@@ -191,6 +191,57 @@ fn a_tenant_without_an_sshd_says_so_and_runs() {
 }
 
 #[test]
+fn keys_are_given_and_taken_at_once_and_while_the_tenant_is_stopped() {
+    let keys = Keys::make("rekeyed");
+    let right = keys.public.path().display();
+    // Not a file of this side: the key itself.
+    let wrong = in_host(&format!("cat {}/wrong.pub", keys.directory)).ok();
+    let tenant = Tenant::start("rekeyed", "--net none");
+    let way = through_exec("rekeyed");
+    let logs_in = |key| keys.ssh(key, "rekeyed", &way, "id -un");
+    let is_refused = |key| {
+        let error = logs_in(key).fails(255);
+        assert!(error.contains("Permission denied (publickey"), "{error}");
+    };
+    let set = |flag: &str, key: &str| {
+        let said = fief_tests::run_with(&format!("set rekeyed {flag}"), key);
+        assert_eq!(said.err, "");
+        said.ok();
+    };
+    // The first makes the account and starts sshd.
+    set("--ssh-key", &right.to_string());
+    assert_eq!(keys.log_in("rekeyed", &way, "id -un"), "rekeyed");
+    keys.wrong_is_refused("rekeyed", &way);
+    set("--ssh-key", &wrong);
+    assert_eq!(logs_in("wrong").ok(), "rekeyed");
+    set("--remove-ssh-key", &right.to_string());
+    is_refused("right");
+    logs_in("wrong").ok();
+
+    run("stop rekeyed").ok();
+    let said = fief_tests::run_with(
+        &format!("set rekeyed --ssh-key {right} --remove-ssh-key"),
+        &wrong,
+    );
+    said.ok();
+    run("start rekeyed").ok();
+    keys.log_in("rekeyed", &way, "true");
+    keys.wrong_is_refused("rekeyed", &way);
+
+    // The last one, too; and what is not there is told.
+    set("--remove-ssh-key", &right.to_string());
+    is_refused("right");
+    let error = run(&format!("set rekeyed --remove-ssh-key {right}")).fails(125);
+    assert!(
+        error.contains("no such key") && error.contains("fief inspect"),
+        "{error}"
+    );
+    set("--ssh-key", &right.to_string());
+    logs_in("right").ok();
+    drop(tenant);
+}
+
+#[test]
 fn a_private_key_is_refused_before_anything_is_made() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("id");

@@ -25,7 +25,7 @@ pub struct Needs {
     pub image: Option<String>,
     /// `--kernel` as given.
     pub kernel: Option<String>,
-    /// `--ssh-key` as given.
+    /// `--ssh-key` and `--remove-ssh-key` as given.
     pub ssh_keys: Vec<String>,
     pub streams: Streams,
     /// Variables that the command line passes on by name.
@@ -213,7 +213,7 @@ fn send(connection: &Connection, path: &Path, progress: &Shown) -> Result<String
 /// what was taken along. What follows `--` is the command's own.
 fn inner_arguments(arguments: &[String], replaced: &[(String, String)]) -> Vec<String> {
     const OURS: [&str; 2] = ["--host", "--state-dir"];
-    const REPLACED: [&str; 3] = ["--image", "--kernel", "--ssh-key"];
+    const REPLACED: [&str; 4] = ["--image", "--kernel", "--ssh-key", "--remove-ssh-key"];
     let replace = |word: &str| {
         let found = replaced.iter().find(|(from, _)| from == word);
         found.map_or_else(|| word.to_owned(), |(_, to)| to.clone())
@@ -286,6 +286,10 @@ mod tests {
                 &replaced
             ),
             "run --image path-root-1 --kernel /in/k --name ./root.tar --ssh-key ssh-ed25519 AAAA me\nssh-rsa AAAA"
+        );
+        assert_eq!(
+            inner("set a --remove-ssh-key id.pub", &replaced),
+            "set a --remove-ssh-key ssh-ed25519 AAAA me\nssh-rsa AAAA"
         );
         assert_eq!(inner("create a --image", &[]), "create a --image ");
     }

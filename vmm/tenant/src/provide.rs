@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the tenant is to have.
 fn request(tenant: &Tenant, spec: &Spec) -> Provide {
-    let login = (!spec.ssh_keys.is_empty()).then(|| Login {
+    let login = (!spec.ssh_keys.is_empty() || spec.keyless_account).then(|| Login {
         name: tenant.name.login(),
         keys: spec.ssh_keys.clone(),
     });
@@ -74,7 +74,7 @@ pub fn give_beside(tenant: &Tenant) {
         });
 }
 
-/// Tells a tenant that runs whom it may reach now, after a grant was given or taken. One that boots or does not answer
+/// Tells a tenant that runs whom it may reach and who may log in now, after a grant or a key was given or taken. One that boots or does not answer
 /// hears it when it has booted.
 ///
 /// # Errors
@@ -106,6 +106,15 @@ mod tests {
             ..spec()
         };
         let login = request(&tenant, &spec).login.unwrap();
-        assert_eq!((login.name.as_str(), login.keys), ("a-b", spec.ssh_keys));
+        assert_eq!(login.name, "a-b");
+        assert_eq!(login.keys, spec.ssh_keys);
+        // Keys that are taken away are taken from the tenant, too.
+        let spec = Spec {
+            ssh_keys: Vec::new(),
+            keyless_account: true,
+            ..spec
+        };
+        let login = request(&tenant, &spec).login.unwrap();
+        assert_eq!((login.name.as_str(), login.keys.len()), ("a-b", 0));
     }
 }

@@ -74,6 +74,7 @@ impl Rig {
             isolation: Isolation::Vm,
             hostname: "a".to_owned(),
             ssh_keys: Vec::new(),
+            keyless_account: false,
             user: None,
             remove,
             net: fief::spec::Net::None,

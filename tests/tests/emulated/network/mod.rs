@@ -6,8 +6,10 @@
 
 mod apart;
 mod errors;
+mod flushed;
 mod grants;
 mod leftovers;
+mod rates;
 mod traffic;
 mod ways;
 

@@ -121,6 +121,7 @@ impl TenantArgs {
             isolation: Isolation::Vm,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
+            keyless_account: false,
             user: self.user.clone(),
             remove,
             net: Net::default(),

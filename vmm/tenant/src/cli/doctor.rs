@@ -1,5 +1,6 @@
 //! `fief doctor`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use fief_host::HostKind;
@@ -7,6 +8,7 @@ use fief_host::doctor::{Check, Health, Report, examine};
 
 use super::{Context, Result};
 use crate::cgroup::{CONTROLLERS, Version, hierarchies};
+use crate::network;
 use crate::terminal::output;
 
 /// Flags of `fief doctor`.
@@ -25,6 +27,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         context.state(),
     );
     report.checks.push(limits());
+    report.checks.extend(rules(context.state()));
     output(&if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -69,6 +72,21 @@ fn limits() -> Check {
         );
     }
     Check::ok(name, format!("cgroups for {}", there.join(", ")))
+}
+
+/// Whether the rules are there that keep the tenants of this state directory apart. Nothing to say without networks.
+fn rules(state: &Path) -> Option<Check> {
+    let name = "tenants' rules";
+    let (all, bare) = network::count_bare(state).filter(|(all, _)| *all > 0)?;
+    if bare == 0 {
+        return Some(Check::ok(name, format!("set for {all} networks")));
+    }
+    Some(Check::bad(
+        name,
+        Health::Warning,
+        format!("gone for {bare} of {all} networks: `nft flush ruleset`, say, removes them"),
+        "start any tenant: `fief start` sets them again, and as long as one runs they are kept",
+    ))
 }
 
 fn text(report: &Report) -> String {

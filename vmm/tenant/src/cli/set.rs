@@ -7,10 +7,11 @@ use fief_api::{PartialDrive, PartialNetworkInterface};
 
 use super::environment::{self, Variable};
 use super::policy::PolicyArgs;
-use super::{Context, Error, Result, exec, prepare, start};
+use super::{Context, Error, Result, exec, prepare, remote, ssh_key, start};
 use crate::backend::vm;
 use crate::carry::Needs;
 use crate::cgroup::{Group, Settings};
+use crate::provide;
 use crate::spec::{Bytes, Net, Spec, SpecError, TenantName};
 use crate::store::Tenant;
 use crate::terminal::{output, say};
@@ -21,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Flags of `fief set`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Variables, policies, weights, rates and a larger disk take effect at once; processors and memory when \
-    the tenant starts the next time."
+    after_help = "Variables, keys, policies, weights, rates and a larger disk take effect at once; processors and memory \
+    when the tenant starts the next time."
 )]
 pub struct Args {
     /// Processors, from the next start on
@@ -37,6 +38,12 @@ pub struct Args {
     /// Set a variable for all of its commands; NAME= drops it, NAME alone passes this shell's value on
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<Variable>,
+    /// Let the holder of one more key log in by ssh: a public key's file, or the key itself; may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<String>,
+    /// Let the holder of a key log in no more; sessions that are open stay
+    #[arg(long = "remove-ssh-key", value_name = "FILE")]
+    remove_ssh_keys: Vec<String>,
     #[command(flatten)]
     policy: PolicyArgs,
     /// The tenant
@@ -47,6 +54,7 @@ impl Args {
     pub fn needs(&self) -> Needs {
         Needs {
             env: environment::inherited(&self.env),
+            ssh_keys: [&*self.ssh_keys, &*self.remove_ssh_keys].concat(),
             ..Needs::default()
         }
     }
@@ -56,10 +64,12 @@ impl Args {
             && self.memory.is_none()
             && self.disk.is_none()
             && self.env.is_empty()
+            && self.ssh_keys.is_empty()
+            && self.remove_ssh_keys.is_empty()
             && self.policy == PolicyArgs::default()
     }
 
-    fn apply(&self, spec: &mut Spec) -> std::result::Result<(), SpecError> {
+    fn apply(&self, spec: &mut Spec) -> Result<()> {
         if let Some(cpus) = self.cpus {
             spec.cpus = u8::try_from(cpus).map_err(|_| SpecError::Cpus(cpus))?;
         }
@@ -69,6 +79,11 @@ impl Args {
         if !self.env.is_empty() {
             spec.env.retain(|(_, value)| !value.is_empty());
         }
+        let more = ssh_key::read_all(&self.ssh_keys)?;
+        let less = ssh_key::read_all(&self.remove_ssh_keys)?;
+        let had_keys = !spec.ssh_keys.is_empty() || spec.keyless_account;
+        spec.ssh_keys = ssh_key::change(&spec.ssh_keys, more, &less)?;
+        spec.keyless_account = had_keys && spec.ssh_keys.is_empty();
         self.policy.apply(spec);
         Ok(())
     }
@@ -159,6 +174,10 @@ impl Running<'_> {
         if before.limits.net_rate != after.limits.net_rate {
             try_now("the network's new rate takes effect", self.limit_net());
         }
+        if before.ssh_keys != after.ssh_keys {
+            let given = provide::renew(self.tenant);
+            try_now("the change of its keys takes effect", given.map_err(remote));
+        }
         if before.disk != after.disk {
             try_now("the disk's new size can be used", self.grow_disk());
         }
@@ -242,10 +261,35 @@ mod tests {
             ..spec()
         };
         assert_eq!(changed, expected);
+        let error = args("--cpus 300").apply(&mut changed).unwrap_err();
+        assert_eq!(error.text(), Error::from(SpecError::Cpus(300)).text());
+    }
+
+    #[test]
+    fn an_account_whose_last_key_goes_is_remembered() {
+        let key = |letter: &str| {
+            format!(
+                "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOPXvqWUhSzi20nt9hklbnyJagezvteBUtraBr9+Tc{letter}8"
+            )
+        };
+        let set = |flag: &str, letter: &str, spec: &mut Spec| {
+            let words = ["x", "alice", flag, &key(letter)].map(str::to_owned);
+            Line::try_parse_from(words).unwrap().args.apply(spec)
+        };
+        let mut changed = spec();
+        set("--ssh-key", "c", &mut changed).unwrap();
+        set("--ssh-key", "d", &mut changed).unwrap();
+        assert_eq!(changed.ssh_keys, [key("c"), key("d")]);
+        set("--remove-ssh-key", "c", &mut changed).unwrap();
         assert_eq!(
-            args("--cpus 300").apply(&mut changed),
-            Err(SpecError::Cpus(300))
+            (&changed.ssh_keys, changed.keyless_account),
+            (&vec![key("d")], false)
         );
+        set("--remove-ssh-key", "d", &mut changed).unwrap();
+        assert!(changed.ssh_keys.is_empty() && changed.keyless_account);
+        set("--remove-ssh-key", "d", &mut changed).unwrap_err();
+        set("--ssh-key", "d", &mut changed).unwrap();
+        assert!(!changed.keyless_account);
     }
 
     #[test]

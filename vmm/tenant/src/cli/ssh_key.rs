@@ -19,6 +19,39 @@ pub fn read_all(given: &[String]) -> Result<Vec<String>> {
     Ok(each?.concat())
 }
 
+/// `base` with the keys of `more` that it lacks, and without those of `less`.
+///
+/// # Errors
+/// One of `less` is not there.
+pub fn change(base: &[String], more: Vec<String>, less: &[String]) -> Result<Vec<String>> {
+    let mut all = base.to_vec();
+    for key in more {
+        // Other options or another comment take the place of those before.
+        all.retain(|known| !is_same(known, &key));
+        all.push(key);
+    }
+    for key in less {
+        let before = all.len();
+        all.retain(|known| !is_same(known, key));
+        if all.len() == before {
+            return Err(Error::new(format!(
+                "the tenant has no such key: {key}; `fief inspect` shows those that it has (ssh_keys)"
+            )));
+        }
+    }
+    Ok(all)
+}
+
+/// Whether two lines hold the same key: what is before and after it says how it is used.
+fn is_same(one: &str, other: &str) -> bool {
+    let key = |line: &str| -> Option<String> {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let mut pairs = words.windows(2).map(|pair| pair.join(" "));
+        pairs.find(|pair| is_public_key_line(pair))
+    };
+    key(one).is_some() && key(one) == key(other)
+}
+
 /// The keys in a file, or those that `given` is itself, a line each.
 ///
 /// # Errors
@@ -84,6 +117,21 @@ mod tests {
         // As it is carried over.
         assert_eq!(read(&format!("{KEY}\n{KEY}")).unwrap(), [KEY, KEY]);
         assert_eq!(read_all(&[KEY.to_owned(), two]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn keys_come_and_go_by_what_they_are_whatever_stands_beside_them() {
+        let other = KEY.replace("OPXvqW", "OPXvqX");
+        let base = [KEY.to_owned()];
+        let both = change(&base, vec![other.clone()], &[]).unwrap();
+        assert_eq!(both, [KEY, &other]);
+        let renamed = KEY.replace("a b", "laptop");
+        let again = change(&both, vec![renamed.clone()], &[]).unwrap();
+        assert_eq!(again, [other.clone(), renamed]);
+        let limited = format!("no-pty {KEY}");
+        assert_eq!(change(&both, Vec::new(), &[limited]).unwrap(), [&*other]);
+        let error = change(&base, Vec::new(), &[other]).unwrap_err().text();
+        assert!(error.contains("no such key"), "{error}");
     }
 
     #[test]

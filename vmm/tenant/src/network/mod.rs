@@ -8,6 +8,7 @@
 //! be made is written down first ([`record`]), so that a killed fief leaves nothing that the next does not find.
 
 mod error;
+mod filter;
 pub mod grants;
 mod link;
 mod namespace;
@@ -89,7 +90,7 @@ fn lock() -> Result<Held> {
 }
 
 /// The network of the tenant in `directory`, if it has one: what its monitor is to use. One that was made with it is
-/// only looked at; it is made again when the machine has restarted since, or the tenant was made before there were
+/// only looked at, and its rules set again if somebody removed them; it is made again when the machine has restarted since, or the tenant was made before there were
 /// networks.
 ///
 /// # Errors
@@ -99,9 +100,66 @@ pub fn ensure(directory: &Path, spec: &Spec) -> Result<Option<Record>> {
         return Ok(None);
     }
     match Record::read(directory)? {
-        Some(record) if is_made(&record) && record.publish == spec.publish => Ok(Some(record)),
+        Some(record) if is_made(&record) && record.publish == spec.publish => {
+            mend(directory)?;
+            Ok(Some(record))
+        }
         _ => make(directory, spec),
     }
+}
+
+/// Sets the rules again, with all that concerns the tenants of the state directory, if those of the tenant in `directory`
+/// are gone: `nft flush ruleset` removes everybody's. Otherwise it is one question to the kernel.
+fn mend(directory: &Path) -> Result<()> {
+    let is_bare = || Record::read(directory).map(|one| one.is_some_and(|record| is_bare(&record)));
+    if !is_bare()? {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    // Somebody may have been quicker, or be about to remove the tenant.
+    if is_bare()? {
+        permission::renew(&root_of(directory))?;
+    }
+    Ok(())
+}
+
+/// Whether the network is there without its rules. Who may not ask the kernel, or has one without a packet filter, hears so
+/// where the rules are set.
+fn is_bare(record: &Record) -> bool {
+    is_made(record) && !filter::has_sender(record).unwrap_or(false)
+}
+
+/// Mends the rules of the tenant in `directory` whenever somebody changed the packet filter, on a thread of its own, for as
+/// long as this process lives.
+///
+/// Nothing else could keep tenants apart then: their packets go through this machine's own namespace, where only these
+/// rules look at them.
+pub fn guard(directory: &Path) {
+    let directory = directory.to_owned();
+    // Without a thread, or with rules that nft refuses, the next start tells.
+    let _ = std::thread::Builder::new()
+        .name("rules".to_owned())
+        .spawn(move || {
+            let Ok(changes) = filter::Changes::listen() else {
+                return;
+            };
+            // First of all for what happened before this listened.
+            loop {
+                let _ = mend(&directory);
+                if changes.wait().is_err() {
+                    return;
+                }
+            }
+        });
+}
+
+/// How many tenants of a state directory have a network, and how many of these lack their rules; nothing if this user may
+/// not ask the kernel.
+pub fn count_bare(root: &Path) -> Option<(usize, usize)> {
+    let made = records(root).ok().filter(|_| may_administer())?;
+    let made: Vec<_> = made.into_iter().filter(|(_, one)| is_made(one)).collect();
+    let bare = made.iter().filter(|(_, record)| is_bare(record));
+    Some((made.len(), bare.count()))
 }
 
 /// Makes the network that the spec of the tenant in `directory` asks for.

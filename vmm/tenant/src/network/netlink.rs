@@ -1,9 +1,12 @@
-//! Requests to the kernel's rtnetlink(7), one at a time.
+//! Requests to the kernel by netlink(7), one at a time: rtnetlink(7) unless another family is asked for.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -11,6 +14,20 @@ use nix::sys::socket::{
 
 /// What the kernel puts into one message of a listing at most (netlink(7) recommends 8 KiB, the kernel uses up to 32).
 const BUFFER: usize = 32 << 10;
+
+/// What is sent and answered.
+pub trait Message: NetlinkSerializable + NetlinkDeserializable {}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Message for M {}
+
+/// A socket of a netlink family.
+///
+/// # Errors
+/// No descriptor is free.
+pub fn open(family: SockProtocol) -> nix::Result<OwnedFd> {
+    let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
+    socket(AddressFamily::Netlink, kind, flags, family)
+}
 
 /// A connection to the network namespace of the thread that opens it.
 #[derive(Debug)]
@@ -20,21 +37,19 @@ impl Netlink {
     /// # Errors
     /// No descriptor is free.
     pub fn open() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkRoute;
-        let kind = SockType::Raw;
-        Ok(Self(socket(
-            AddressFamily::Netlink,
-            kind,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )?))
+        Ok(Self(open(SockProtocol::NetlinkRoute)?))
     }
 
-    /// Has something done.
+    /// The same, to the packet filter.
+    pub fn open_filter() -> io::Result<Self> {
+        Ok(Self(open(SockProtocol::NetlinkNetFilter)?))
+    }
+
+    /// Has something done, or asks whether something is there.
     ///
     /// # Errors
     /// The kernel's own.
-    pub fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub fn ask<M: Message>(&self, message: M, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK | flags).map(drop)
     }
 
@@ -46,12 +61,9 @@ impl Netlink {
         self.exchange(message, NLM_F_DUMP)
     }
 
-    fn exchange(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut request = NetlinkMessage::from(message);
+    fn exchange<M: Message>(&self, message: M, flags: u16) -> io::Result<Vec<M>> {
+        let payload = NetlinkPayload::InnerMessage(message);
+        let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
         request.header.flags = NLM_F_REQUEST | flags;
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
@@ -64,8 +76,7 @@ impl Netlink {
             let count = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             let mut rest = &buffer[..count];
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(io::Error::other)?;
+                let answer = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).unwrap_or(rest.len());
                 // Messages are aligned to four bytes (netlink(7), NLMSG_ALIGN).
                 rest = rest

@@ -206,6 +206,9 @@ impl Life<'_> {
         locked.begin_run(&state)?;
         // Before this process enters the tenant's cgroup.
         let network = network::ensure(locked.tenant.directory(), &spec)?;
+        if network.is_some() && !*begun {
+            network::guard(locked.tenant.directory());
+        }
         let settings = Settings::of(&spec);
         let mut unlimited = self.group.make(&settings);
         if self.origin.is_none() {

@@ -142,6 +142,9 @@ pub struct Spec {
     /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
+    /// There is that account, though its last key was taken away: it is kept without any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keyless_account: bool,
     /// Whom commands run as unless they say; root by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,

@@ -15,6 +15,7 @@ pub(crate) fn spec() -> Spec {
         isolation: Isolation::Vm,
         hostname: "a".to_owned(),
         ssh_keys: Vec::new(),
+        keyless_account: false,
         user: None,
         remove: false,
         net: Net::None,

@@ -1,0 +1,105 @@
+//! `nft flush ruleset`, as `systemctl restart nftables` does it: fief's rules go with everybody's, and come back.
+
+use super::*;
+
+/// Shims that stand still, so that none of them mends anything. They go on at the end of the test.
+struct Still(Vec<String>);
+
+impl Still {
+    /// Those of all tenants that run: other tests' may be among them.
+    #[track_caller]
+    fn all() -> Self {
+        let all = json(&run("ps --json").ok());
+        let tenants = all.as_array().unwrap().iter();
+        let pids: Vec<_> = tenants
+            .map(|tenant| tenant["shim_pid"].to_string())
+            .collect();
+        assert!(pids.len() >= 2, "{all}");
+        in_host(&format!("kill -STOP {}", pids.join(" "))).ok();
+        Self(pids)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        // One that was removed since is no matter.
+        in_host(&format!("kill -CONT {}", self.0.join(" ")));
+    }
+}
+
+const FLUSH: &str = "nft flush ruleset";
+
+/// Neighbours do not reach each other but by a grant, and a published port leads to its tenant.
+#[track_caller]
+fn all_is_right(alice: &Peer, bob: &Peer) {
+    host_probe("tcp 127.0.0.1 4001").ok();
+    bob.probe(&format!("tcp {} 5601", alice.address)).ok();
+    bob.probe(&format!("ping {OUTSIDE}")).ok();
+    for address in [&alice.address, &alice.address6] {
+        bob.probe(&format!("tcp {address} 5600")).fails(1);
+    }
+}
+
+/// Nobody mended: the neighbour is reached by anybody, the published port leads nowhere.
+#[track_caller]
+fn all_is_wrong(alice: &Peer, bob: &Peer) {
+    for address in [&alice.address, &alice.address6] {
+        bob.probe(&format!("tcp {address} 5600")).ok();
+    }
+    host_probe("tcp 127.0.0.1 4001").fails(1);
+}
+
+#[test]
+fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_a_start() {
+    let both = neighbours();
+    let (alice, bob) = (&both.alice, &both.bob);
+    // The published one is other tests' too.
+    let quiet = || alice.sh("pkill -f 'tcp-serve 4000'; true");
+    quiet();
+    for port in [4000, 5600, 5601] {
+        alice.probe(&format!("tcp-serve {port} --background")).ok();
+    }
+    run("grant net-alice --to net-bob --port 5601").ok();
+    let third = Tenant::create("net-third", "--kernel micro --image busybox --memory 128M");
+    all_is_right(alice, bob);
+    let doctor = || {
+        let said = in_host("fief --host native doctor --json").out;
+        let checks = json(&said)["checks"].as_array().unwrap().clone();
+        let check = checks
+            .into_iter()
+            .find(|one| one["name"] == "tenants' rules");
+        check.unwrap_or_else(|| panic!("{said}"))
+    };
+    assert_eq!(doctor()["health"], "ok");
+
+    // Whoever starts a tenant mends the rules for all.
+    let still = Still::all();
+    in_host(FLUSH).ok();
+    all_is_wrong(alice, bob);
+    let found = doctor();
+    assert_eq!(found["health"], "warning", "{found}");
+    assert!(found["remedy"].as_str().unwrap().contains("fief start"));
+    run("start net-third").ok();
+    all_is_right(alice, bob);
+    assert_eq!(doctor()["health"], "ok");
+    run("kill net-third").ok();
+
+    // Those that run mend them, too: for what happened before they listened again, and at once.
+    in_host(FLUSH).ok();
+    all_is_wrong(alice, bob);
+    drop(still);
+    let there = "nft get element inet fief grants4";
+    let (from, to) = (&bob.address, &alice.address);
+    let is_mended =
+        || in_host(&format!("{there} '{{ {from} . {to} . 6 . 5601 }}'")).code == Some(0);
+    waiting::until("the rules are there again", || is_mended().then_some(()));
+    all_is_right(alice, bob);
+    for _ in 0..5 {
+        in_host(FLUSH).ok();
+        waiting::until("the rules are there again", || is_mended().then_some(()));
+    }
+    all_is_right(alice, bob);
+    run("revoke net-alice --to net-bob --port 5601").ok();
+    quiet();
+    drop(third);
+}
