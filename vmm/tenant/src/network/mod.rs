@@ -90,8 +90,8 @@ fn lock() -> Result<Held> {
 }
 
 /// The network of the tenant in `directory`, if it has one: what its monitor is to use. One that was made with it is
-/// only looked at, and its rules set again if somebody removed them; it is made again when the machine has restarted since, or the tenant was made before there were
-/// networks.
+/// only looked at, and its rules set again if somebody removed them; it is made again when the machine has restarted since,
+/// or the tenant was made before there were networks.
 ///
 /// # Errors
 /// See [`NetworkError`].
