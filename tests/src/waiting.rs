@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on the slowest machine: only a hang gets there, and then its test says at what.
-pub const PATIENCE: Duration = Duration::from_secs(1200);
+pub const PATIENCE: Duration = Duration::from_secs(900);
 /// Between two looks at something that nothing announces.
 const LOOK: Duration = Duration::from_millis(100);
 

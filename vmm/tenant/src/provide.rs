@@ -74,8 +74,8 @@ pub fn give_beside(tenant: &Tenant) {
         });
 }
 
-/// Tells a tenant that runs whom it may reach and who may log in now, after a grant or a key was given or taken. One that boots or does not answer
-/// hears it when it has booted.
+/// Tells a tenant that runs whom it may reach and who may log in now, after a grant or a key was given or taken. One that
+/// boots or does not answer hears it when it has booted.
 ///
 /// # Errors
 /// The agent's, or it does not answer.
