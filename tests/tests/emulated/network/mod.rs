@@ -138,10 +138,11 @@ struct Neighbours {
 
 fn neighbours() -> MutexGuard<'static, Neighbours> {
     static BOTH: LazyLock<Mutex<Neighbours>> = LazyLock::new(|| {
-        Mutex::new(Neighbours {
-            alice: Peer::start("net-alice", "-p 4001:4000 -p 0.0.0.0:4002:4000"),
-            bob: Peer::start("net-bob", ""),
-        })
+        let alice = Peer::start("net-alice", "-p 4001:4000 -p 0.0.0.0:4002:4000");
+        // Something answers at the published port from here on.
+        alice.probe("tcp-serve 4000 --background").ok();
+        let bob = Peer::start("net-bob", "");
+        Mutex::new(Neighbours { alice, bob })
     });
     // A test that failed leaves them to the next one.
     BOTH.lock()

@@ -42,7 +42,6 @@ fn a_tenant_reaches_the_world_under_the_hosts_address() {
 #[test]
 fn a_published_port_is_reached_from_loopback_and_where_it_says_from_outside() {
     let both = neighbours();
-    both.alice.probe("tcp-serve 4000 --background").ok();
     host_probe("tcp 127.0.0.1 4001").ok();
     host_probe("tcp 127.0.0.1 4002").ok();
     host_probe(&format!("tcp {HOST} 4002")).ok();
