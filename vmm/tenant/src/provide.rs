@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the tenant is to have.
 fn request(tenant: &Tenant, spec: &Spec) -> Provide {
-    let login = (!spec.ssh_keys.is_empty() || spec.keyless_account).then(|| Login {
+    let login = spec.has_account().then(|| Login {
         name: tenant.name.login(),
         keys: spec.ssh_keys.clone(),
     });

@@ -85,15 +85,18 @@ fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_
     in_host(FLUSH).ok();
     all_is_wrong(alice, bob);
     drop(still);
-    let there = "nft get element inet fief grants4";
-    let (from, to) = (&bob.address, &alice.address);
-    let is_mended =
-        || in_host(&format!("{there} '{{ {from} . {to} . 6 . 5601 }}'")).code == Some(0);
-    waiting::until("the rules are there again", || is_mended().then_some(()));
+    let granted = format!("{{ {} . {} . 6 . 5601 }}", bob.address, alice.address);
+    let look = format!("nft get element inet fief grants4 '{granted}'");
+    let wait = || {
+        waiting::until("the rules are there again", || {
+            (in_host(&look).code == Some(0)).then_some(())
+        });
+    };
+    wait();
     all_is_right(alice, bob);
     for _ in 0..5 {
         in_host(FLUSH).ok();
-        waiting::until("the rules are there again", || is_mended().then_some(()));
+        wait();
     }
     all_is_right(alice, bob);
     run("revoke net-alice --to net-bob --port 5601").ok();

@@ -22,18 +22,17 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// `published` leads to the tenant's port of the same number.
+    /// Into the tenant it goes by a published port of the same number.
     #[track_caller]
-    fn begin(peer: &'a Peer, way: Way, published: u16, bytes: u64) -> Self {
-        let receive = format!(
-            "receive {published} --timeout 1100 --background --log /tmp/receive-{published}"
-        );
+    fn begin(peer: &'a Peer, way: Way, port: u16, bytes: u64) -> Self {
+        let receive =
+            format!("receive {port} --timeout 1100 --background --log /tmp/receive-{port}");
         let send = |to: &str, log: &str| {
             format!(
-                "rm -f {log}; (net-probe send {to} {published} {bytes} --timeout 1100; echo code $?) > {log} 2>&1 &"
+                "rm -f {log}; (net-probe send {to} {port} {bytes} --timeout 1100; echo code $?) > {log} 2>&1 &"
             )
         };
-        let log = format!("/tmp/send-{published}-{way:?}");
+        let log = format!("/tmp/send-{port}-{way:?}");
         match way {
             Way::Out => {
                 outside_probe(&receive).ok();
@@ -92,9 +91,9 @@ fn is_limited<'a>(limited: &'a Peer, free: &Peer, way: Way, ports: [u16; 2]) -> 
 
 #[test]
 fn a_rate_of_the_network_holds_both_ways_from_the_beginning_and_as_it_is_changed() {
-    let published = "-p 0.0.0.0:5301:5301 -p 0.0.0.0:5302:5302 -p 0.0.0.0:5303:5303";
-    let limited = Peer::start("net-limited", &format!("{published} --net-rate {RATE}"));
-    let free = Peer::start("net-free", &published.replace("530", "531"));
+    let limited = format!("-p 0.0.0.0:5302:5302 --net-rate {RATE}");
+    let limited = Peer::start("net-limited", &limited);
+    let free = Peer::start("net-free", "-p 0.0.0.0:5312:5312");
     let out = is_limited(&limited, &free, Way::Out, [5301, 5311]);
     // Without the limit all that was begun passes, which it would not in the time that a test waits.
     run("set net-limited --net-rate 0").ok();

@@ -81,9 +81,9 @@ impl Args {
         }
         let more = ssh_key::read_all(&self.ssh_keys)?;
         let less = ssh_key::read_all(&self.remove_ssh_keys)?;
-        let had_keys = !spec.ssh_keys.is_empty() || spec.keyless_account;
+        let had_account = spec.has_account();
         spec.ssh_keys = ssh_key::change(&spec.ssh_keys, more, &less)?;
-        spec.keyless_account = had_keys && spec.ssh_keys.is_empty();
+        spec.keyless_account = had_account && spec.ssh_keys.is_empty();
         self.policy.apply(spec);
         Ok(())
     }

@@ -101,7 +101,9 @@ pub fn ensure(directory: &Path, spec: &Spec) -> Result<Option<Record>> {
     }
     match Record::read(directory)? {
         Some(record) if is_made(&record) && record.publish == spec.publish => {
-            mend(directory)?;
+            if is_bare(&record) {
+                mend(directory)?;
+            }
             Ok(Some(record))
         }
         _ => make(directory, spec),
@@ -109,18 +111,14 @@ pub fn ensure(directory: &Path, spec: &Spec) -> Result<Option<Record>> {
 }
 
 /// Sets the rules again, with all that concerns the tenants of the state directory, if those of the tenant in `directory`
-/// are gone: `nft flush ruleset` removes everybody's. Otherwise it is one question to the kernel.
+/// are gone: `nft flush ruleset` removes everybody's.
 fn mend(directory: &Path) -> Result<()> {
-    let is_bare = || Record::read(directory).map(|one| one.is_some_and(|record| is_bare(&record)));
-    if !is_bare()? {
-        return Ok(());
-    }
     let _lock = lock()?;
-    // Somebody may have been quicker, or be about to remove the tenant.
-    if is_bare()? {
-        permission::renew(&root_of(directory))?;
+    // Somebody may have been quicker, or have removed the tenant.
+    match Record::read(directory)? {
+        Some(record) if is_bare(&record) => permission::renew(&root_of(directory)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether the network is there without its rules. Who may not ask the kernel, or has one without a packet filter, hears so
@@ -145,7 +143,10 @@ pub fn guard(directory: &Path) {
             };
             // First of all for what happened before this listened.
             loop {
-                let _ = mend(&directory);
+                // Asked without the lock: rules change all the time, and are hardly ever gone.
+                if matches!(Record::read(&directory), Ok(Some(record)) if is_bare(&record)) {
+                    let _ = mend(&directory);
+                }
                 if changes.wait().is_err() {
                     return;
                 }

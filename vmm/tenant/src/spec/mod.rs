@@ -264,6 +264,11 @@ impl Spec {
         Ok(())
     }
 
+    /// Whether the tenant has the account that is named as it.
+    pub fn has_account(&self) -> bool {
+        !self.ssh_keys.is_empty() || self.keyless_account
+    }
+
     fn check_end(&self) -> Result<(), SpecError> {
         if self.remove && self.restart != RestartPolicy::No {
             return Err(SpecError::RemovedAndRestarted(self.restart));
