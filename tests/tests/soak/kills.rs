@@ -59,8 +59,11 @@ fn disturb(random: &mut Random) -> String {
          sleep {moment}
          {{ {kill}; }} 2>/dev/null
          wait $fief
-         # A tenant that goes with its command does so in its own time.
-         case '{command}' in *--rm*) shim=$(sed -n 's/.*\"shim_pid\": *\\([0-9]*\\).*/\\1/p' $state) 2>/dev/null;; esac
+         # A tenant that goes with its command does so in its own time. (One that was there before stays: its name was
+         # taken.)
+         if grep -q '\"remove\": *true' ${{state%/*}}/spec.json 2>/dev/null; then
+             shim=$(sed -n 's/.*\"shim_pid\": *\\([0-9]*\\).*/\\1/p' $state) 2>/dev/null
+         fi
          test -z \"$shim\" || tail --pid=$shim -f /dev/null
          exit 0"
     ))
