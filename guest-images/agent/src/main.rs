@@ -7,6 +7,7 @@
 
 mod account;
 mod boot;
+mod container;
 mod copy;
 mod drive;
 mod grow;
@@ -31,12 +32,20 @@ use settings::{Settings, Transport};
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code))]
 pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
-    if std::process::id() == 1 {
-        start_system();
-    }
     let words: Vec<_> = std::env::args_os().collect();
-    match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
-        [boot::BESIDE_NAME, ..] => serve_beside(),
+    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    match words[..] {
+        [_, b"--container", ref settings @ ..] if std::process::id() == 1 => {
+            start_container(&String::from_utf8_lossy(&settings.join(&b' ')))
+        }
+        _ if std::process::id() == 1 => start_system(),
+        [boot::BESIDE_NAME] => {
+            serve_beside(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
+        }
+        [boot::BESIDE_NAME, settings] => {
+            container::enter();
+            serve_beside(&String::from_utf8_lossy(settings))
+        }
         [_, b"--listen-unix", socket] => serve_program(path(socket), None),
         [_, b"--listen-unix", socket, b"--root", root] => {
             serve_program(path(socket), Some(path(root)))
@@ -87,11 +96,7 @@ fn start_system() -> ! {
     boot::mount_kernel_file_systems();
     log::to_kernel_log();
     let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    for word in &settings.bad {
-        log::error(format!(
-            "'{word}' on the kernel command line makes no sense to this agent; it is ignored"
-        ));
-    }
+    tell_bad(&settings, "on the kernel command line");
     boot::load_modules(&settings.modules);
     let mut later = boot::later_modules();
     if settings.network.is_some() {
@@ -110,7 +115,7 @@ fn start_system() -> ! {
         // An init that looks for devices finds all of them.
         boot::insert_modules(later.drain(..));
         // Returns only if there is none.
-        let error = boot::become_image_init();
+        let error = boot::become_image_init(None);
         log::error(&error);
         problem = Some(error);
     }
@@ -118,6 +123,33 @@ fn start_system() -> ! {
     boot::make_device_nodes();
     let action = serve(&settings, hello(InitMode::Agent, problem), later);
     shutdown::end_system(&root, action)
+}
+
+/// PID 1 of a container, whose root is there already. Never returns.
+fn start_container(words: &str) -> ! {
+    container::enter();
+    let line = format!("{words} fief.agent=inherited");
+    let settings = Settings::parse(&line);
+    tell_bad(&settings, "among its arguments");
+    boot::prepare(&settings);
+    let mut problem = None;
+    if settings.init == InitMode::Image {
+        // Returns only if there is none.
+        let error = boot::become_image_init(Some(&line));
+        log::error(&error);
+        problem = Some(error);
+    }
+    boot::prepare_without_init();
+    let action = serve(&settings, hello(InitMode::Agent, problem), Vec::new());
+    shutdown::end_system(&Root::default(), action)
+}
+
+fn tell_bad(settings: &Settings, place: &str) {
+    for word in &settings.bad {
+        log::error(format!(
+            "'{word}' {place} makes no sense to this agent; it is ignored"
+        ));
+    }
 }
 
 /// Serves as PID 1 until someone asks for an end.
@@ -154,6 +186,13 @@ fn connect(server: &mut Server, transport: &Transport) {
                 "cannot listen on vsock: {error}; the machine needs a vsock device and the initramfs its modules"
             )),
         },
+        Transport::Inherited => match Listener::inherited() {
+            Ok(listener) => server.listen(listener),
+            Err(error) => log::error(format!(
+                "descriptor {} is no listening socket: {error}; a container is started by fief itself",
+                container::LISTENER
+            )),
+        },
         Transport::Serial(name) => match boot::wait_for(|| serve::open_serial(name).ok()) {
             Some(port) => server.serve_serial(port),
             None => log::error(format!(
@@ -164,11 +203,13 @@ fn connect(server: &mut Server, transport: &Transport) {
 }
 
 /// Beside the image's init.
-fn serve_beside() -> libc::c_int {
-    log::to_kernel_log();
+fn serve_beside(line: &str) -> libc::c_int {
+    if !container::is_here() {
+        log::to_kernel_log();
+    }
     // It was started through /proc/self/exe, so its name would be `exe`.
     let _ = nix::sys::prctl::set_name(c"fief-agent");
-    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let settings = Settings::parse(line);
     let mut server = match Server::new(hello(InitMode::Image, None), settings.user.clone()) {
         Ok(server) => server,
         Err(error) => {

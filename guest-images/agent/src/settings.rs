@@ -17,7 +17,7 @@ pub struct Settings {
     pub init: InitMode,
     /// `fief.hostname=`.
     pub hostname: Option<String>,
-    /// `fief.agent=vsock|serial[:port]`.
+    /// `fief.agent=vsock|inherited|serial[:port]`.
     pub transport: Transport,
     /// `fief.user=`: whom commands run as unless they say.
     pub user: Option<String>,
@@ -50,6 +50,8 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     Vsock,
+    /// A listening socket that was handed over.
+    Inherited,
     /// Name of a virtio-serial port, or of a device in `/dev`.
     Serial(String),
 }
@@ -112,6 +114,7 @@ impl Settings {
             ("init", "agent") => self.init = InitMode::Agent,
             ("init", "image") => self.init = InitMode::Image,
             ("hostname", _) => self.hostname = Some(value.to_owned()),
+            ("agent", "inherited") => self.transport = Transport::Inherited,
             ("agent", "vsock") => self.transport = Transport::Vsock,
             ("agent", "serial") => self.transport = Transport::Serial(DEFAULT_PORT.to_owned()),
             ("agent", _) => match value.strip_prefix("serial:") {

@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::boot::Root;
-use crate::log;
+use crate::{container, log};
 
 /// How long programs may take to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,23 +30,34 @@ pub fn end_system(root: &Root, request: Shutdown) -> ! {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // What SIGKILL does not end is stuck in the kernel: do not wait for it for ever.
     all_ended(Some(Instant::now() + PATIENCE));
-    nix::unistd::sync();
+    write_out();
     root.make_read_only();
     end_at_once(request.action)
 }
 
 /// Powers off or reboots without asking anybody.
 pub fn end_at_once(action: ShutdownAction) -> ! {
-    nix::unistd::sync();
+    write_out();
     let mode = match action {
         ShutdownAction::Poweroff => RebootMode::RB_POWER_OFF,
         ShutdownAction::Reboot => RebootMode::RB_AUTOBOOT,
     };
     let Err(error) = reboot(mode);
+    if container::is_here() {
+        container::exit(action);
+    }
     log::error(format!("the kernel refuses to end the system: {error}"));
     loop {
         // PID 1 must not end; nothing else is left to do.
         nix::unistd::pause();
+    }
+}
+
+fn write_out() {
+    if container::is_here() {
+        container::sync();
+    } else {
+        nix::unistd::sync();
     }
 }
 

@@ -1,9 +1,12 @@
 //! Ways to an agent's byte stream.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::{Error, Result};
 
@@ -58,7 +61,20 @@ pub fn connect_vsock_unix(path: &Path, port: u32, deadline: Instant) -> Result<U
 /// # Errors
 /// As [`connect_vsock_unix`].
 pub fn connect_unix(path: &Path, deadline: Instant) -> Result<UnixStream> {
-    retry(deadline, || UnixStream::connect(path))
+    let address = UnixAddr::new(path).map_err(io::Error::from);
+    retry(deadline, || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // An agent that accepts nobody must not hold this process up: a full queue is tried again (EAGAIN, unix(7)).
+        connect(socket.as_raw_fd(), address.as_ref().map_err(too_long)?)?;
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    })
+}
+
+fn too_long(error: &io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
 }
 
 fn retry(

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use fief_agent_proto::{AGENT_PORT, Connection, Error, Result, connect_vsock_unix};
+use fief_agent_proto::{AGENT_PORT, Connection, Error, Result, connect_unix, connect_vsock_unix};
 
-use crate::backend::vm::{VSOCK_SOCKET, socket};
+use crate::backend::{AGENT_SOCKET, VSOCK_SOCKET, socket, through};
 use crate::process::Process;
 use crate::store::Tenant;
 
@@ -51,8 +51,12 @@ fn is_gone(tenant: &Tenant) -> bool {
 /// # Errors
 /// It did not answer by `deadline`.
 pub fn try_connect(tenant: &Tenant, deadline: Instant) -> Result<Connection> {
-    let (_directory, path) =
-        socket(tenant, VSOCK_SOCKET).map_err(|error| Error::Lost(error.to_string()))?;
-    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline)?;
+    let gone = |error: std::io::Error| Error::Lost(error.to_string());
+    let (directory, path) = socket(tenant, AGENT_SOCKET).map_err(gone)?;
+    let stream = if path.exists() {
+        connect_unix(&path, deadline)?
+    } else {
+        connect_vsock_unix(&through(&directory, VSOCK_SOCKET), AGENT_PORT, deadline)?
+    };
     Connection::open(stream, deadline)
 }

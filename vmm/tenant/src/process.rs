@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 use crate::store::Pid;
 
@@ -45,6 +47,28 @@ impl Process {
         }
     }
 
+    /// Sends a signal by its number, also one of those that are the programs' own (signal(7), "Real-time signals"); a process
+    /// that has ended needs none.
+    ///
+    /// # Errors
+    /// It belongs to somebody else.
+    pub fn signal_number(&self, number: i32) -> io::Result<()> {
+        // SAFETY: takes a descriptor that is open, numbers, and a null pointer, which stands for what kill(2) says.
+        let sent = unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                number,
+                std::ptr::null::<nix::libc::siginfo_t>(),
+                0,
+            )
+        };
+        match nix::errno::Errno::result(sent) {
+            Err(error) if error != nix::errno::Errno::ESRCH => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until it has ended, at most `patience`. True if it has.
     pub fn wait(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -57,6 +81,91 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A child of this process, whether this process made it or it became its child because its own parent ended.
+#[derive(Debug)]
+pub struct Child {
+    pid: rustix::process::Pid,
+    process: Process,
+    status: Option<ExitStatus>,
+}
+
+impl Child {
+    /// The child with this id, which nobody has waited for.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let none = || io::Error::from(io::ErrorKind::NotFound);
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or_else(none)?;
+        Ok(Self {
+            pid,
+            process: Process::open(pid.as_raw_nonzero().get()).ok_or_else(none)?,
+            status: None,
+        })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().cast_unsigned()
+    }
+
+    /// Readable when it has ended.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Ends it at once. It may have ended by itself.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn kill(&self) -> io::Result<()> {
+        self.process.signal(Signal::KILL)
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Somebody else has waited for it.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.wait_with(WaitOptions::NOHANG)
+    }
+
+    /// Waits for its end; how it ended.
+    ///
+    /// # Errors
+    /// Somebody else has waited for it.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            match self.wait_with(WaitOptions::empty()) {
+                Ok(Some(status)) => return Ok(status),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    fn wait_with(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            let ended = waitpid(Some(self.pid), options)?;
+            self.status = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(self.status)
+    }
+}
+
+/// Capabilities by their bits (Linux, include/uapi/linux/capability.h).
+pub const NET_ADMIN: u32 = 12;
+pub const SYS_ADMIN: u32 = 21;
+pub const SYS_RESOURCE: u32 = 24;
+
+/// Whether this process has a capability (capabilities(7)).
+pub fn has_capability(bit: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    capabilities.is_some_and(|set| set & (1 << bit) != 0)
 }
 
 /// Describes a process of ours so that it can be found again.
@@ -80,6 +189,36 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    /// A child that nobody else waits for, and what holds it up.
+    fn child(script: &str) -> (Child, Option<std::process::ChildStdin>) {
+        #[expect(clippy::zombie_processes, reason = "the test waits by its id")]
+        let mut made = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (Child::of(made.id()).unwrap(), made.stdin.take())
+    }
+
+    #[test]
+    fn a_child_is_waited_for_once_and_its_end_told_as_often_as_asked() {
+        let (mut one, input) = child("read line; exit 7");
+        assert_eq!(one.try_wait().unwrap(), None);
+        drop(input);
+        assert!(one.process().wait(Duration::from_secs(60)));
+        assert_eq!(one.wait().unwrap().code(), Some(7));
+        assert_eq!(one.try_wait().unwrap().unwrap().code(), Some(7));
+        one.kill().unwrap();
+        let (mut two, _input) = child("read line");
+        two.kill().unwrap();
+        assert_eq!(two.wait().unwrap().signal(), Some(9));
+        // One of the numbers that programs give a meaning themselves.
+        let (mut three, _input) = child("read line");
+        three.process().signal_number(38).unwrap();
+        assert_eq!(three.wait().unwrap().signal(), Some(38));
+        three.process().signal_number(38).unwrap();
+    }
 
     #[test]
     fn a_process_is_found_again_by_number_and_start_and_a_stranger_is_not() {

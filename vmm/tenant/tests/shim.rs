@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fief::backend::BootFiles;
+use fief::backend::{BootFiles, Files};
 use fief::shim::{Attached, Order, StartError, older, start};
 use fief::spec::{
     Init, Isolation, KernelChoice, KernelFormat, Limits, LogBounds, RestartPolicy, Spec,
@@ -72,6 +72,8 @@ impl Rig {
             disks: Vec::new(),
             init: Init::Agent,
             isolation: Isolation::Vm,
+            runtime: None,
+            allow_unenforced: false,
             hostname: "a".to_owned(),
             ssh_keys: Vec::new(),
             keyless_account: false,
@@ -92,14 +94,14 @@ impl Rig {
         let order = Order {
             name,
             directory: locked.tenant.directory().to_str().unwrap().to_owned(),
-            files: BootFiles {
+            files: Files::Vm(BootFiles {
                 monitor: fake_monitor(),
                 kernel,
                 initramfs: "initramfs".into(),
                 image: "image".into(),
                 image_format: "erofs".to_owned(),
                 modules: None,
-            },
+            }),
             attached: false,
             command: None,
         };
@@ -282,7 +284,10 @@ fn a_monitor_that_dies_leaves_its_last_words() {
 fn a_monitor_that_is_missing_is_named() {
     let rig = Rig::new();
     let (locked, mut order) = rig.draft(false, "");
-    order.files.monitor = "/no/such/fief-vmm".into();
+    let Files::Vm(files) = &mut order.files else {
+        unreachable!("an order of this test is for a monitor");
+    };
+    files.monitor = "/no/such/fief-vmm".into();
     let (_, error) = start(Path::new(env!("CARGO_BIN_EXE_fief")), locked, &order).unwrap_err();
     assert!(error.to_string().contains("/no/such/fief-vmm"), "{error}");
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -104,8 +105,18 @@ pub fn prepare_without_init() {
     let _ = nix::sys::reboot::set_cad_enabled(false);
 }
 
+/// By the kernel, or a container's runtime.
+fn is_mounted(target: &str) -> bool {
+    let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
+    let target = Path::new(target);
+    device(target).is_some_and(|here| target.parent().and_then(device) != Some(here))
+}
+
 fn mount_at(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) {
     let _ = fs::create_dir_all(target);
+    if is_mounted(target) {
+        return;
+    }
     match mount(Some(source), target, Some(kind), flags, Some(data)) {
         // Mounted already, by the kernel (devtmpfs) or an earlier step.
         Ok(()) | Err(Errno::EBUSY) => {}

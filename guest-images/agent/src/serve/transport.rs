@@ -7,9 +7,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use fief_agent_proto::AGENT_PORT;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
 use nix::sys::termios;
+
+use crate::container;
 
 /// A socket clients connect to.
 #[derive(Debug)]
@@ -40,6 +42,22 @@ impl Listener {
     /// The kernel's.
     pub fn unix(path: &Path) -> io::Result<Listener> {
         let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Listener::Unix(listener))
+    }
+
+    /// The listening socket that was handed over.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn inherited() -> io::Result<Listener> {
+        // SAFETY: whoever started this program put a descriptor of this number there for it, and it is taken once.
+        let socket = unsafe { OwnedFd::from_raw_fd(container::LISTENER) };
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        if !socket::getsockopt(&socket, socket::sockopt::AcceptConn)? {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let listener = UnixListener::from(socket);
         listener.set_nonblocking(true)?;
         Ok(Listener::Unix(listener))
     }

@@ -1,22 +1,48 @@
 //! Backends: code that runs a spec. The shim drives one without knowing which.
 
+pub mod container;
 mod events;
 pub mod vm;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::process::Child;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use fief_api::ClientError;
 use serde::{Deserialize, Serialize};
 
 pub use events::parse as parse_event;
 
-use crate::store::Reason;
+use crate::network::{Record, resolver};
+use crate::process::Child;
+use crate::spec::{Init, Spec};
+use crate::store::{Reason, Tenant};
 
-/// The files a tenant boots from, found by the `fief` that starts it.
+/// The files a tenant is started from, found by the `fief` that starts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Files {
+    Vm(BootFiles),
+    Container(ContainerFiles),
+}
+
+/// What a container is started from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerFiles {
+    /// The `fief-agent` binary: its process 1.
+    pub agent: PathBuf,
+    /// The read-only root file system.
+    pub image: PathBuf,
+    /// How it is mounted: `erofs` or `ext4`.
+    pub image_format: String,
+    /// The OCI runtime, by name or path; none: the first that works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+}
+
+/// What a virtual machine boots from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFiles {
     /// The `fief-vmm` binary.
@@ -40,8 +66,8 @@ pub struct Spawned {
     pub console: OwnedFd,
     /// What the backend has to say itself, for people.
     pub messages: OwnedFd,
-    /// What happens, as lines for [`Backend::interpret`]. It has no end: the process has.
-    pub events: File,
+    /// What happens, as lines for [`Backend::interpret`], if it is told so. It has no end: the process has.
+    pub events: Option<File>,
 }
 
 /// Something a backend reports.
@@ -65,6 +91,8 @@ pub enum BackendError {
     },
     #[error(transparent)]
     Api(#[from] ClientError),
+    #[error(transparent)]
+    Container(#[from] container::ContainerError),
     #[error("{0}")]
     Ended(String),
 }
@@ -95,5 +123,78 @@ pub trait Backend {
     fn press_power_button(&self) -> Result<(), BackendError>;
 
     /// Reads one line of the event stream; none if it is of no concern here.
-    fn interpret(&self, line: &str) -> Option<Event>;
+    fn interpret(&self, _line: &str) -> Option<Event> {
+        None
+    }
+
+    /// What the end of the process says about the end of the tenant, where no event did; none if it says nothing.
+    fn meaning(&self, _status: ExitStatus) -> Option<(Reason, Option<String>)> {
+        None
+    }
+
+    /// Removes what the process left.
+    fn clear(&mut self) {}
+}
+
+/// Names of sockets in the run directory. A backend starts there and uses them as they are: a unix socket's name is limited
+/// to 107 bytes (unix(7)), a state directory's is not.
+pub const VSOCK_SOCKET: &str = "vsock.sock";
+/// See [`VSOCK_SOCKET`]. A container's agent listens on it itself.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// A path to `name` in an open directory that is short however long the directory's own path is.
+pub fn through(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// A socket in a tenant's run directory, and the open directory that its path goes through.
+///
+/// # Errors
+/// The tenant does not run.
+pub fn socket(tenant: &Tenant, name: &str) -> io::Result<(File, PathBuf)> {
+    let directory = File::open(tenant.run_directory())?;
+    let path = through(&directory, name);
+    Ok((directory, path))
+}
+
+fn text(path: &Path) -> String {
+    // The store refuses state directories that are no text; other paths come from the command line, which is text.
+    path.to_string_lossy().into_owned()
+}
+
+/// What the agent is told whatever it runs in (docs/agent-protocol.md), a word each. Every value was checked to be one.
+fn agent_words(spec: &Spec, network: Option<&Record>) -> Vec<String> {
+    let init = match spec.init {
+        Init::Agent => "agent",
+        Init::Image => "image",
+    };
+    let mut words = vec![
+        format!("fief.init={init}"),
+        format!("fief.hostname={}", spec.hostname),
+    ];
+    words.extend(spec.user.iter().map(|user| format!("fief.user={user}")));
+    if let Some(network) = network {
+        words.extend(network_words(network, spec));
+    }
+    words
+}
+
+/// What the agent is told about the network (docs/networking.md).
+fn network_words(network: &Record, spec: &Spec) -> Vec<String> {
+    let mut words = vec![
+        format!("fief.mac={}", network.mac()),
+        format!("fief.address={}/32", network.address),
+        format!("fief.gateway={}", network.gateway()),
+        format!("fief.mtu={}", network.mtu),
+    ];
+    if let Some(v6) = network.v6 {
+        words.push(format!("fief.address6={}/128", v6.address));
+        words.push(format!("fief.gateway6={}", v6.gateway));
+    }
+    let servers = resolver::upstreams(&spec.dns, network.v6.is_some());
+    if !servers.is_empty() {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        words.push(format!("fief.dns={}", servers.join(",")));
+    }
+    words
 }

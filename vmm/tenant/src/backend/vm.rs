@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_api::{
@@ -18,16 +18,17 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 
-use super::{Backend, BackendError, BootFiles, Event, Spawned, failed, parse_event};
-use crate::network::{self, Record, resolver};
-use crate::spec::{Disk, DiskSource, Init, Spec};
+use super::{
+    Backend, BackendError, BootFiles, Event, Spawned, VSOCK_SOCKET, agent_words, failed,
+    parse_event, socket, text, through,
+};
+use crate::network::{self, Record};
+use crate::process::Child;
+use crate::spec::{Disk, DiskSource, Isolation, Spec};
 use crate::store::{Held, Tenant};
 
-/// Names in the run directory. The monitor starts there and uses them as they are: a unix socket's name is limited to
-/// 107 bytes (unix(7)), a state directory's is not.
+/// The monitor's API, in the run directory.
 pub const API_SOCKET: &str = "api.sock";
-/// See [`API_SOCKET`].
-pub const VSOCK_SOCKET: &str = "vsock.sock";
 const EVENTS: &str = "events";
 
 /// The guest's own context id. Every tenant has the same: each has a vsock of its own, nothing routes between them.
@@ -107,7 +108,7 @@ impl Vm {
             // What a tenant synced is on the host's disk.
             cache_type: CacheType::Writeback,
             rate_limiter: Some(self.spec.limits.disk_limiter()).filter(RateLimiter::limits),
-            ..Drive::new(DISK_DRIVE, text(&self.tenant.disk()))
+            ..Drive::new(DISK_DRIVE, text(&self.tenant.disk(Isolation::Vm)))
         })?;
         if let Some(modules) = &self.files.modules {
             client.put_drive(&Drive {
@@ -152,25 +153,19 @@ impl Vm {
 
     /// The kernel command line. Every value in it was checked to be one word.
     fn command_line(&self) -> String {
-        let init = match self.spec.init {
-            Init::Agent => "agent",
-            Init::Image => "image",
-        };
         // panic=-1: a kernel that panics has told the monitor so before (pvpanic); one that panics before it can, such
         // as one without its root, restarts rather than hangs for ever.
         let mut line = format!(
             "console=ttyS0 quiet panic=-1 fief.root={IMAGE_DRIVE} fief.rootfstype={} fief.disk={DISK_DRIVE} \
-             fief.init={init} fief.hostname={} fief.agent=vsock",
-            self.files.image_format, self.spec.hostname
+             fief.agent=vsock",
+            self.files.image_format
         );
         if self.files.modules.is_some() {
             line.push_str(&format!(" fief.modulesdrive={MODULES_DRIVE}"));
         }
-        if let Some(user) = &self.spec.user {
-            line.push_str(&format!(" fief.user={user}"));
-        }
-        if let Some(network) = &self.network {
-            line.push_str(&network_words(network, &self.spec));
+        for word in agent_words(&self.spec, self.network.as_ref()) {
+            line.push(' ');
+            line.push_str(&word);
         }
         line
     }
@@ -220,10 +215,10 @@ impl Backend for Vm {
         let console: OwnedFd = child.stdout.take().ok_or_else(missing)?.into();
         let messages: OwnedFd = child.stderr.take().ok_or_else(missing)?.into();
         Ok(Spawned {
-            child,
+            child: Child::of(child.id()).map_err(failed("cannot watch the monitor"))?,
             console,
             messages,
-            events,
+            events: Some(events),
         })
     }
 
@@ -263,26 +258,18 @@ impl Backend for Vm {
     }
 }
 
-/// A path to `name` in an open directory that is short however long the directory's own path is.
-pub fn through(directory: &File, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
-}
-
-/// A socket in a tenant's run directory, and the open directory that its path goes through.
-///
-/// # Errors
-/// The tenant does not run.
-pub fn socket(tenant: &Tenant, name: &str) -> io::Result<(File, PathBuf)> {
-    let directory = File::open(tenant.run_directory())?;
-    let path = through(&directory, name);
-    Ok((directory, path))
-}
-
 /// A client for the API of a running tenant's monitor; it works as long as the directory with it is kept.
 ///
 /// # Errors
 /// The tenant does not run.
 pub fn api(tenant: &Tenant) -> io::Result<(File, Client)> {
+    if tenant
+        .spec()
+        .is_ok_and(|spec| spec.isolation == Isolation::Container)
+    {
+        let none = "it is a container, which has no monitor (`fief inspect` shows the isolation)";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, none));
+    }
     let (directory, path) = socket(tenant, API_SOCKET)?;
     Ok((directory, Client::new(path)))
 }
@@ -303,34 +290,6 @@ pub fn extra_drive(tenant: &Tenant, disk: &Disk) -> Drive {
         cache_type: CacheType::Writeback,
         ..Drive::new(disk.name.as_str(), text(&extra_file(tenant, disk)))
     }
-}
-
-fn text(path: &Path) -> String {
-    // The store refuses state directories that are no text; other paths come from the command line, which is text.
-    path.to_string_lossy().into_owned()
-}
-
-/// What the agent is told about the network (docs/networking.md).
-fn network_words(network: &Record, spec: &Spec) -> String {
-    let mut words = format!(
-        " fief.mac={} fief.address={}/32 fief.gateway={} fief.mtu={}",
-        network.mac(),
-        network.address,
-        network.gateway(),
-        network.mtu
-    );
-    if let Some(v6) = network.v6 {
-        words.push_str(&format!(
-            " fief.address6={}/128 fief.gateway6={}",
-            v6.address, v6.gateway
-        ));
-    }
-    let servers = resolver::upstreams(&spec.dns, network.v6.is_some());
-    if !servers.is_empty() {
-        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        words.push_str(&format!(" fief.dns={}", servers.join(",")));
-    }
-    words
 }
 
 /// Puts the process into the tenant's network, makes the kernel end it when this thread ends, and lets it keep `lock`.
@@ -361,6 +320,7 @@ fn settle(command: &mut Command, lock: RawFd, namespace: Option<File>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Init;
     use crate::spec::tests::spec;
 
     #[test]

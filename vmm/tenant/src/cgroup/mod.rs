@@ -16,6 +16,9 @@ pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies};
 pub use settings::{Setting, Settings};
 pub use usage::Usage;
 
+use nix::sys::signal::Signal;
+
+use crate::spec::Isolation;
 use crate::store::Tenant;
 
 /// All of fief's groups are in this one.
@@ -42,7 +45,17 @@ struct Part {
 
 /// A tenant's group, whether it is there or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group(Vec<Part>);
+pub struct Group {
+    id: String,
+    parts: Vec<Part>,
+    /// Where an OCI runtime makes groups: in every hierarchy, whatever its controllers are.
+    mounts: Vec<PathBuf>,
+}
+
+/// A container's shim is in this group below its tenant's, and the container in the other: version 2 has processes only in
+/// groups without groups below ("no internal processes", cgroup-v2.rst).
+const SHIM: &str = "shim";
+const CONTAINER: &str = "tenant";
 
 /// Where a process was before it entered a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +67,9 @@ impl Group {
         let directory = tenant.directory().as_os_str().as_encoded_bytes();
         let hash = fief_images::store::hash_bytes(directory);
         let id = format!("{}-{}", tenant.name, hash.get(..12).unwrap_or(&hash));
-        Self::within(hierarchies().unwrap_or_default(), &id)
+        let mut group = Self::within(hierarchies().unwrap_or_default(), &id);
+        group.mounts = mounts::all().unwrap_or_default();
+        group
     }
 
     fn within(hierarchies: Vec<Hierarchy>, id: &str) -> Self {
@@ -62,7 +77,19 @@ impl Group {
             path: hierarchy.mount.join(PARENT).join(id),
             hierarchy,
         };
-        Self(hierarchies.into_iter().map(part).collect())
+        Self {
+            id: id.to_owned(),
+            parts: hierarchies.into_iter().map(part).collect(),
+            mounts: Vec::new(),
+        }
+    }
+
+    /// The group of a container's processes, from the root of every hierarchy, and the version of the one with the memory
+    /// controller, which it can see; none where this user may make no groups.
+    pub fn of_container(&self) -> Option<(String, Version)> {
+        let part = self.part(Controller::Memory)?;
+        let path = format!("/{PARENT}/{}/{CONTAINER}", self.id);
+        Some((path, part.hierarchy.version))
     }
 
     /// Makes it, or finds it there, and sets its limits. What could not be limited, one clause each; a machine without
@@ -80,7 +107,7 @@ impl Group {
             }
         }
         for part in self
-            .0
+            .parts
             .iter()
             .filter(|part| part.hierarchy.controllers.is_empty())
         {
@@ -108,50 +135,62 @@ impl Group {
     }
 
     fn part(&self, controller: Controller) -> Option<&Part> {
-        self.0
+        self.parts
             .iter()
             .find(|part| part.hierarchy.controllers.contains(&controller))
     }
 
     fn there(&self) -> impl Iterator<Item = &Part> {
-        self.0.iter().filter(|part| part.path.exists())
+        self.parts.iter().filter(|part| part.path.exists())
     }
 
     /// Moves this process in; where it was.
     ///
     /// # Errors
     /// No permission, or the group has a limit of processes already reached.
-    pub fn enter(&self) -> io::Result<Origin> {
+    pub fn enter(&self, isolation: Isolation) -> io::Result<Origin> {
         let now = fs::read_to_string("/proc/self/cgroup")?;
         let mut origin = Vec::new();
         for part in self.there() {
             origin.push(part.hierarchy.current(&now));
-            move_here(&part.path)?;
+            match isolation {
+                Isolation::Vm => move_here(&part.path)?,
+                Isolation::Container => {
+                    let path = part.path.join(SHIM);
+                    fs::create_dir_all(&path).map_err(at(&path))?;
+                    move_here(&path)?;
+                }
+            }
         }
         Ok(Origin(origin))
     }
 
-    /// Removes it. A process in it that is just ending gets a moment.
+    /// Removes it with all groups below. A process in it that is just ending gets a moment.
     ///
     /// # Errors
     /// Somebody is in it.
     pub fn remove(&self) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        for part in self.there() {
-            loop {
-                match fs::remove_dir(&part.path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    Err(error)
-                        if error.kind() == io::ErrorKind::ResourceBusy
-                            && Instant::now() < deadline =>
-                    {
-                        std::thread::sleep(POLL);
-                    }
-                    other => break other?,
-                }
-            }
+        self.everywhere()
+            .try_for_each(|path| remove_tree(&path, deadline))
+    }
+
+    /// Ends all processes in it and below: those that a killed shim left.
+    pub fn end_processes(&self) {
+        for path in self.everywhere() {
+            kill_tree(&path);
         }
-        Ok(())
+    }
+
+    /// Its directories, in hierarchies of any controllers.
+    fn everywhere(&self) -> impl Iterator<Item = PathBuf> {
+        let ours = self.parts.iter().map(|part| part.path.clone());
+        let others = self.mounts.iter();
+        let others = others.map(|mount| mount.join(PARENT).join(&self.id));
+        let mut all: Vec<_> = ours.chain(others).filter(|path| path.exists()).collect();
+        all.sort();
+        all.dedup();
+        all.into_iter()
     }
 
     /// How many processes in it the kernel ended because they needed more memory than the limit.
@@ -235,6 +274,44 @@ impl Part {
         }
         // What nobody asked for is the kernel's default anyway.
         if setting.asked { last } else { Ok(()) }
+    }
+}
+
+/// Groups below a group.
+fn below(group: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+fn remove_tree(group: &Path, deadline: Instant) -> io::Result<()> {
+    for group in below(group) {
+        remove_tree(&group, deadline)?;
+    }
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
+                std::thread::sleep(POLL);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn kill_tree(group: &Path) {
+    for group in below(group) {
+        kill_tree(&group);
+    }
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for process in processes.lines().filter_map(|line| line.parse().ok()) {
+        // 0 is a process of another pid namespace, whom this one cannot name.
+        if process > 0 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), Signal::SIGKILL);
+        }
     }
 }
 

@@ -76,6 +76,20 @@ pub fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     }))
 }
 
+/// Where any hierarchy is mounted, whatever its controllers are.
+///
+/// # Errors
+/// /proc is not mounted.
+pub fn all() -> io::Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .filter(|(_, after)| after.starts_with("cgroup"))
+        .filter_map(|(before, _)| before.split(' ').nth(4).map(unescape))
+        .collect())
+}
+
 /// Reads /proc/self/mountinfo (proc_pid_mountinfo(5)); `available` tells the content of version 2's `cgroup.controllers`.
 fn parse(mountinfo: &str, available: &dyn Fn(&Path) -> String) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();

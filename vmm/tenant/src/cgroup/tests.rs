@@ -130,5 +130,5 @@ fn numbers_are_read_from_the_files_of_both_versions() {
         (Some(1_500_000), Some(600), None, Some(9))
     );
     assert_eq!(group.out_of_memory(), 1);
-    assert_eq!(Group(Vec::new()).usage(), Usage::default());
+    assert_eq!(Group::within(Vec::new(), "a").usage(), Usage::default());
 }

@@ -49,7 +49,10 @@ impl Usage {
 }
 
 fn cpu(group: &Group) -> Option<u64> {
-    let part = group.0.iter().find(|part| part.hierarchy.accounts_cpu)?;
+    let part = group
+        .parts
+        .iter()
+        .find(|part| part.hierarchy.accounts_cpu)?;
     match part.hierarchy.version {
         Version::V1 => number(&part.path.join("cpuacct.usage")),
         Version::V2 => Some(keyed(&part.path.join("cpu.stat"), "usage_usec")?.saturating_mul(1000)),

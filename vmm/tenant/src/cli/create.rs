@@ -48,7 +48,16 @@ pub struct TenantArgs {
     /// Process 1: fief's agent (starts at once) or the image's own init (systemd)
     #[arg(long, value_enum, default_value_t = Init::Agent)]
     init: Init,
-    /// Kernel: debian, tuned, micro, or a kernel file with everything built in
+    /// What keeps it apart: a virtual machine with a kernel of its own, or a container on this machine's kernel
+    #[arg(long, value_enum, default_value_t = Isolation::Vm)]
+    isolation: Isolation,
+    /// OCI runtime of a container: runc, crun, or the path of one [the first that works]
+    #[arg(long, value_name = "RUNTIME")]
+    runtime: Option<String>,
+    /// Run a container though this machine cannot enforce all of its limits
+    #[arg(long)]
+    allow_unenforced: bool,
+    /// Kernel of a virtual machine: debian, tuned, micro, or a kernel file with everything built in
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
     kernel: String,
     /// Form of the kernel that is booted
@@ -118,7 +127,9 @@ impl TenantArgs {
             disk: self.disk,
             disks: Vec::new(),
             init: self.init,
-            isolation: Isolation::Vm,
+            isolation: self.isolation,
+            runtime: self.runtime.clone(),
+            allow_unenforced: self.allow_unenforced,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             keyless_account: false,
@@ -167,7 +178,7 @@ pub fn choose_name(store: &Store, asked: Option<&TenantName>) -> Result<TenantNa
 pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
     fief_images::space::require(store.root(), "a tenant", ROOM)?;
     let draft = store.draft(name, spec)?;
-    fief_images::disk::make(&draft.disk(), spec.disk.0).map_err(Error::from)?;
+    fief_images::disk::make(&draft.disk(spec.isolation), spec.disk.0).map_err(Error::from)?;
     draft.make_network(spec)?;
     Ok(draft.publish()?)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Context, Error, Result, exec};
 use crate::backend::vm;
-use crate::spec::{Bytes, Disk, DiskName, DiskSource, MAX_DISKS, TenantName};
+use crate::spec::{Bytes, Disk, DiskName, DiskSource, Isolation, MAX_DISKS, TenantName};
 use crate::store::Tenant;
 use crate::table::table;
 use crate::terminal::{output, say};
@@ -90,6 +90,13 @@ fn add(tenant: &Tenant, args: &AddArgs) -> Result<()> {
     }
     let mut added = None;
     tenant.change_spec(|spec| -> Result<()> {
+        if spec.isolation == Isolation::Container {
+            return Err(Error::new(format!(
+                "tenant '{}' is a container, and this machine's kernel mounts no disk that somebody else may write; copy files \
+                 with `fief cp`",
+                tenant.name
+            )));
+        }
         let name = args.disk.clone();
         let name = name.unwrap_or_else(|| DiskName::unused(&spec.disks));
         if spec.disks.iter().any(|disk| disk.name == name) {

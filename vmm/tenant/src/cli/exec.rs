@@ -5,12 +5,11 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use fief_agent_proto::{AGENT_PORT, Connection, ExecRequest, connect_vsock_unix};
+use fief_agent_proto::ExecRequest;
 
 use super::error::remote;
 use super::run::{PlaceArgs, StreamArgs};
 use super::{Context, Error, OWN_FAILURE, Result};
-use crate::backend::vm;
 use crate::carry::Needs;
 use crate::spec::{Spec, TenantName};
 use crate::store::Tenant;
@@ -128,9 +127,7 @@ fn run(
 }
 /// Runs a program of the agent's own in a running tenant; what it printed. One that fails tells why.
 pub fn own_program(tenant: &Tenant, arguments: &[&str], deadline: Instant) -> Result<String> {
-    let (_directory, path) = vm::socket(tenant, vm::VSOCK_SOCKET)?;
-    let stream = connect_vsock_unix(&path, AGENT_PORT, deadline).map_err(remote)?;
-    let agent = Connection::open(stream, deadline).map_err(remote)?;
+    let agent = crate::agent::try_connect(tenant, deadline).map_err(remote)?;
     let request = ExecRequest {
         own: true,
         ..ExecRequest::new(arguments.iter().copied())

@@ -8,8 +8,8 @@ use fief_images::{
 };
 
 use super::{Context, Error, Result};
-use crate::backend::BootFiles;
-use crate::spec::{Bytes, KernelChoice, KernelFormat, Spec, TenantName};
+use crate::backend::{BootFiles, ContainerFiles, Files};
+use crate::spec::{Bytes, Isolation, KernelChoice, KernelFormat, Spec, TenantName};
 
 /// A kernel by name, or the path of one.
 pub fn kernel_choice(text: &str) -> Result<KernelChoice> {
@@ -184,8 +184,26 @@ pub fn initramfs(
     Ok((kernel, initramfs))
 }
 
-/// Everything a tenant boots from.
-pub fn boot_files(
+/// Everything a tenant is started from.
+pub fn files(
+    images: &Images,
+    context: &Context,
+    spec: &Spec,
+    root: RootImage,
+    progress: &dyn Progress,
+) -> Result<Files> {
+    match spec.isolation {
+        Isolation::Vm => boot_files(images, context, spec, root, progress).map(Files::Vm),
+        Isolation::Container => Ok(Files::Container(ContainerFiles {
+            agent: context.agent().to_owned(),
+            image: root.path,
+            image_format: root.format.name().to_owned(),
+            runtime: spec.runtime.clone(),
+        })),
+    }
+}
+
+fn boot_files(
     images: &Images,
     context: &Context,
     spec: &Spec,

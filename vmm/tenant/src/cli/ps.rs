@@ -70,7 +70,10 @@ impl Entry {
             image: spec.as_ref().map(|spec| spec.image.clone()),
             cpus: spec.as_ref().map(|spec| spec.cpus),
             memory_bytes: spec.as_ref().map(|spec| spec.memory.0),
-            disk_used_bytes: fief_images::disk::used(&tenant.disk()).unwrap_or(0),
+            disk_used_bytes: spec
+                .as_ref()
+                .and_then(|spec| fief_images::disk::used(&tenant.disk(spec.isolation)).ok())
+                .unwrap_or(0),
             address: network.map(|network| network.address),
             started: state.as_ref().map(|state| state.started),
             shim_pid: state.as_ref().map(|state| state.shim_pid),

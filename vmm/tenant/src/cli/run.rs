@@ -129,7 +129,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let progress = Shown::default();
     let images = context.images()?;
     let root = prepare::resolve(&images, &mut spec, &progress)?;
-    let files = prepare::boot_files(&images, context, &spec, root, &progress)?;
+    let files = prepare::files(&images, context, &spec, root, &progress)?;
     // Until here Ctrl-C just ends this process; from here there is something to clean up.
     let signals = Signals::take_over()?;
     let locked = create::make(&store, &name, &spec)?;

@@ -111,7 +111,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         }
         if args.disk.is_some() {
             // Last, as it cannot be taken back.
-            fief_images::disk::grow(&tenant.disk(), spec.disk.0)?;
+            fief_images::disk::grow(&tenant.disk(spec.isolation), spec.disk.0)?;
         }
         Ok(())
     })?;
@@ -216,7 +216,7 @@ impl Running<'_> {
     fn grow_disk(&self) -> Result<()> {
         self.patch_disk(PartialDrive {
             drive_id: vm::DISK_DRIVE.to_owned(),
-            path_on_host: Some(start::text(&self.tenant.disk())),
+            path_on_host: Some(start::text(&self.tenant.disk(self.after.isolation))),
             rate_limiter: None,
         })?;
         let deadline = Instant::now() + PATIENCE;

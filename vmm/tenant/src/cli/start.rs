@@ -69,7 +69,7 @@ impl<'a> Starter<'a> {
         let spec = self.store.tenant(name)?.spec()?;
         spec.check(prepare::total_memory()?)?;
         let root = prepare::image_of(&self.images, name, &spec, &self.progress)?;
-        let files = prepare::boot_files(&self.images, self.context, &spec, root, &self.progress)?;
+        let files = prepare::files(&self.images, self.context, &spec, root, &self.progress)?;
         let locked = self.store.lock(name)?;
         locked.forget_stop()?;
         let order = Order {

@@ -8,9 +8,9 @@ use rustix::process::Signal;
 
 use super::{Context, Error, OWN_FAILURE, Result};
 use crate::agent;
-use crate::backend::vm;
+use crate::backend::{container, vm};
 use crate::process::Process;
-use crate::spec::TenantName;
+use crate::spec::{Isolation, TenantName};
 use crate::store::{Phase, State, StoppedBy, Store, Tenant};
 use crate::terminal::{output, say};
 
@@ -179,9 +179,17 @@ pub fn ask(agent: &Connection) -> std::result::Result<(), fief_agent_proto::Erro
 }
 
 fn press_power_button(tenant: &Tenant, patience: Duration) -> bool {
-    let pressed =
-        vm::api(tenant).map(|(_directory, api)| api.with_timeout(patience).press_power_button());
-    matches!(pressed, Ok(Ok(())))
+    let Ok(spec) = tenant.spec() else {
+        return false;
+    };
+    match spec.isolation {
+        Isolation::Vm => {
+            let pressed = vm::api(tenant)
+                .map(|(_directory, api)| api.with_timeout(patience).press_power_button());
+            matches!(pressed, Ok(Ok(())))
+        }
+        Isolation::Container => container::press_power_button(tenant, spec.init).is_ok(),
+    }
 }
 
 /// Ends a running tenant without asking it.

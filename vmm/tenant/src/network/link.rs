@@ -28,10 +28,12 @@ use nix::net::if_::if_nametoindex;
 use super::error::{Result, failed};
 use super::netlink::Netlink;
 use super::record::{LINK_PREFIX, Record};
-use super::tap::TAP;
 
 /// The end of the veth pair inside the namespace.
 const UP: &str = "up0";
+/// What a container has in the place of a tap, and the name of its other end, in the container.
+pub const INNER: &str = "ct0";
+const INTERFACE: &str = "eth0";
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// What passes between tap and host: anything else ends in the namespace, where nothing listens.
 /// (Linux, include/uapi/linux/if_ether.h: ETH_P_IP, ETH_P_ARP, ETH_P_IPV6.)
@@ -54,34 +56,64 @@ pub fn exists(name: &str) -> bool {
 /// # Errors
 /// The kernel's own.
 pub fn make(record: &Record, namespace: &File) -> Result<()> {
-    let link = |name: &str, more: LinkAttribute| {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(record.mtu),
-            more,
-        ];
-        message
-    };
-    let peer = link(UP, LinkAttribute::NetNsFd(namespace.as_raw_fd()));
-    let pair = LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]);
-    let message = RouteNetlinkMessage::NewLink(link(&record.link, pair));
+    let pair = veth(&record.link, UP, namespace, record.mtu, None);
     Netlink::open()
-        .and_then(|kernel| kernel.ask(message, NEW))
+        .and_then(|kernel| kernel.ask(pair, NEW))
         .map_err(failed(format!("make the link {} (veth)", record.link)))
 }
 
-/// Connects the tap and the pair, in the namespace.
+/// Makes the pair between the tenant's namespace, which this thread is in, and its container's.
+///
+/// # Errors
+/// The kernel's own.
+pub fn make_inner(record: &Record, container: &File) -> Result<()> {
+    // That of a run before may not be gone yet: a namespace is cleaned up some time after its last process.
+    remove(INNER)?;
+    let mac = record.mac().0.to_vec();
+    let pair = veth(INNER, INTERFACE, container, record.mtu, Some(mac));
+    Netlink::open()
+        .and_then(|kernel| kernel.ask(pair, NEW))
+        .map_err(failed("make the container's link (veth)"))
+}
+
+/// A pair: `name` here, `peer` in `namespace`, which may be given a MAC.
+fn veth(
+    name: &str,
+    peer: &str,
+    namespace: &File,
+    mtu: u32,
+    mac: Option<Vec<u8>>,
+) -> RouteNetlinkMessage {
+    let link = |name: &str| {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(mtu),
+        ];
+        message
+    };
+    let mut there = link(peer);
+    let place = LinkAttribute::NetNsFd(namespace.as_raw_fd());
+    there.attributes.push(place);
+    there.attributes.extend(mac.map(LinkAttribute::Address));
+    let mut here = link(name);
+    here.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(there))),
+    ]));
+    RouteNetlinkMessage::NewLink(here)
+}
+
+/// Connects what is at the tenant's end, its tap or its container's pair, with the link, in the namespace.
 ///
 /// # Errors
 /// The kernel lacks veth, tc or its actions.
-pub fn connect(mtu: u32) -> Result<()> {
+pub fn connect(inner: &str, mtu: u32) -> Result<()> {
     let kernel = Netlink::open().map_err(failed("speak to the kernel"))?;
     let up = index(UP)?;
-    let tap = index(TAP)?;
+    let tap = index(inner)?;
+    // That leads to a container's link of a run before, and to nothing since.
+    forget_ingress(&kernel, up)?;
     for (at, from) in [up, tap].into_iter().enumerate() {
         let (to, protocols) = match at {
             0 => (tap, TO_TENANT.as_slice()),
@@ -297,6 +329,23 @@ fn traffic(link: u32) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = link.cast_signed();
     message
+}
+
+/// Removes that place with its filters; none is fine.
+fn forget_ingress(kernel: &Netlink, link: u32) -> Result<()> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = ingress(link) else {
+        return Ok(());
+    };
+    match kernel.ask(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
+        // There is none (Linux, net/sched/sch_api.c, tc_get_qdisc).
+        Err(error)
+            if [nix::libc::EINVAL, nix::libc::ENOENT]
+                .contains(&error.raw_os_error().unwrap_or_default()) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(failed("take back traffic control (sch_ingress)")),
+    }
 }
 
 /// The place where frames that arrive on the link are looked at.

@@ -39,7 +39,8 @@ pub use publish::{Publish, PublishError};
 pub use record::{Record, V6};
 pub use tap::TAP;
 
-use crate::spec::{Net, Spec};
+use crate::process::{NET_ADMIN, SYS_ADMIN, has_capability};
+use crate::spec::{Isolation, Net, Spec};
 use crate::store::{Held, failed as file_failed};
 use error::failed;
 use pool::Pool;
@@ -65,14 +66,9 @@ pub fn require() -> Result<()> {
     }
 }
 
-/// Whether this process has CAP_NET_ADMIN and CAP_SYS_ADMIN (capabilities(7): bits 12 and 21).
+/// Whether this process has what making networks takes.
 fn may_administer() -> bool {
-    const NEEDED: u64 = 1 << 12 | 1 << 21;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let capabilities = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    capabilities.is_some_and(|set| set & NEEDED == NEEDED)
+    has_capability(NET_ADMIN) && has_capability(SYS_ADMIN)
 }
 
 /// Held by whoever changes networks of this machine.
@@ -100,7 +96,11 @@ pub fn ensure(directory: &Path, spec: &Spec) -> Result<Option<Record>> {
         return Ok(None);
     }
     match Record::read(directory)? {
-        Some(record) if is_made(&record) && record.publish == spec.publish => {
+        Some(record)
+            if is_made(&record)
+                && record.publish == spec.publish
+                && record.isolation == spec.isolation =>
+        {
             if is_bare(&record) {
                 mend(directory)?;
             }
@@ -224,6 +224,21 @@ pub fn open_namespace(record: &Record) -> std::io::Result<fs::File> {
     namespace::open(&record.namespace)
 }
 
+/// Gives a container its interface: one end of a pair in `inside`, the container's own network namespace. The other takes
+/// the place that a virtual machine's tap has. It goes with the container.
+///
+/// # Errors
+/// No permission, or the tenant's network is not there.
+pub fn attach(record: &Record, inside: &fs::File) -> Result<()> {
+    let entering = || failed(format!("enter the namespace {}", record.namespace));
+    let outside = open_namespace(record).map_err(entering())?;
+    namespace::within(&outside, || {
+        link::make_inner(record, inside)?;
+        link::connect(link::INNER, record.mtu)
+    })
+    .map_err(entering())?
+}
+
 /// The state directory of the tenant in `directory`.
 fn root_of(directory: &Path) -> PathBuf {
     let root = directory.parent().and_then(Path::parent);
@@ -321,6 +336,7 @@ fn plan(root: &Path, spec: &Spec, before: Option<&Record>) -> Result<Record> {
     let mut record = describe(root, address, pool, has_ipv6()?);
     record.mtu = mtu(&others);
     record.publish.clone_from(&spec.publish);
+    record.isolation = spec.isolation;
     Ok(record)
 }
 
@@ -339,6 +355,7 @@ fn describe(root: &Path, address: Ipv4Addr, pool: Pool, v6: bool) -> Record {
         }),
         mtu: *MTU.end(),
         publish: Vec::new(),
+        isolation: Isolation::Vm,
     }
 }
 
@@ -375,21 +392,26 @@ fn establish(record: &Record) -> Result<()> {
         .map_err(failed(format!("make the namespace {}", record.namespace)))?;
     rules::add(&rules::of(record))?;
     let entering = || failed(format!("enter the namespace {}", record.namespace));
-    namespace::within(&inside, prepare).map_err(entering())??;
+    namespace::within(&inside, || prepare(record)).map_err(entering())??;
     link::make(record, &inside)?;
     settle(record)?;
-    namespace::within(&inside, || link::connect(record.mtu)).map_err(entering())??;
+    if record.isolation == Isolation::Vm {
+        namespace::within(&inside, || link::connect(TAP, record.mtu)).map_err(entering())??;
+    }
     link::address(record)?;
     families.iter().try_for_each(|f| sysctl::forward(*f))
 }
 
 /// Makes the tap in the tenant's namespace, where nothing of the namespace itself is to speak on the tenant's link.
-fn prepare() -> Result<()> {
+fn prepare(record: &Record) -> Result<()> {
     if sysctl::has_ipv6() {
         sysctl::set("ipv6/conf/all/disable_ipv6", "1")?;
         sysctl::set("ipv6/conf/default/disable_ipv6", "1")?;
     }
-    tap::make(geteuid()).map_err(failed("make a tap device (/dev/net/tun)"))
+    match record.isolation {
+        Isolation::Vm => tap::make(geteuid()).map_err(failed("make a tap device (/dev/net/tun)")),
+        Isolation::Container => Ok(()),
+    }
 }
 
 /// The host's end answers for the gateway's address alone, believes no redirect and no router.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Result;
 use super::pool::{Mac, Pool};
 use super::publish::Publish;
+use crate::spec::Isolation;
 use crate::store::{read_json, remove, write_json};
 
 /// Every host end of a tenant's link begins with this, and nothing else does: the rules rely on it.
@@ -28,6 +29,9 @@ pub struct Record {
     pub mtu: u32,
     #[serde(default)]
     pub publish: Vec<Publish>,
+    /// What is at the tenant's end: a tap for a monitor, or a pair made at each start of a container.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use fief_agent_proto::ExecRequest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::BootFiles;
+use crate::backend::Files;
 use crate::spec::TenantName;
 use crate::store::Exit;
 
@@ -20,7 +20,7 @@ pub struct Order {
     pub name: TenantName,
     /// The tenant's directory.
     pub directory: String,
-    pub files: BootFiles,
+    pub files: Files,
     /// The tenant lives no longer than the `fief` at the other end.
     pub attached: bool,
     /// Run this once the agent answers, and end the tenant when it ends.

@@ -18,8 +18,9 @@ use std::time::Instant;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 
+use crate::backend::container::{self, Container};
 use crate::backend::vm::Vm;
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Files};
 use crate::cgroup::{Group, Origin, Settings};
 use crate::failure::chain;
 use crate::network::{self, NetworkError};
@@ -53,6 +54,11 @@ enum ShimError {
     File(#[from] FileError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(
+        "this machine cannot enforce all limits of a container ({0}); run fief as root on a kernel with the cgroup controllers \
+         cpu, memory, io and pids, use `--isolation vm`, or accept it with --allow-unenforced"
+    )]
+    Unenforced(String),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -134,6 +140,7 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
         group: &group,
         origin: None,
         restarts: 0,
+        reboots: 0,
     };
     let ended = life.whole(channel);
     // A group with a process in it, this one, could not be removed.
@@ -154,6 +161,8 @@ struct Life<'a> {
     /// Where this shim was before it entered the group.
     origin: Option<Origin>,
     restarts: u64,
+    /// Those after which a backend's process is started anew.
+    reboots: u64,
 }
 
 impl Life<'_> {
@@ -172,6 +181,11 @@ impl Life<'_> {
             };
             exit.restarts = self.restarts;
             let stopped = asked || !matches!(self.locked.tenant.stopped_by(), Ok(None));
+            if exit.reason == Reason::Reboot && !stopped {
+                self.reboots += 1;
+                self.locked.pause_run(&exit, &self.state(Phase::Starting))?;
+                continue;
+            }
             let policy = self.locked.tenant.spec()?.restart;
             if stopped || !policy.again(exit.code, self.restarts) {
                 return Ok(exit);
@@ -193,7 +207,7 @@ impl Life<'_> {
             shim_pid: std::process::id().cast_signed(),
             monitor: None,
             started: now(),
-            reboots: 0,
+            reboots: self.reboots,
             restarts: self.restarts,
         }
     }
@@ -212,12 +226,18 @@ impl Life<'_> {
         let settings = Settings::of(&spec);
         let mut unlimited = self.group.make(&settings);
         if self.origin.is_none() {
-            match self.group.enter() {
+            match self.group.enter(spec.isolation) {
                 Ok(origin) => self.origin = Some(origin),
                 Err(error) => unlimited.push(error.to_string()),
             }
         }
-        let mut backend = backend_of(locked.tenant.clone(), &spec, self.order, network)?;
+        if spec.isolation == Isolation::Container {
+            unlimited.extend(container::unenforced(&spec.limits));
+            if !spec.allow_unenforced {
+                refuse_unenforced(&unlimited)?;
+            }
+        }
+        let mut backend = backend_of(&locked.tenant, &spec, self.order, network, self.group)?;
         let mut spawned = backend.spawn()?;
         state.monitor = identify(spawned.child.id());
         let booted = locked
@@ -229,14 +249,16 @@ impl Life<'_> {
                 Ok(locked.write_state(&state)?)
             });
         if let Err(error) = booted {
-            return Err(watch::give_up(locked, &spec, spawned, error));
+            let error = watch::give_up(locked, &spec, spawned, error);
+            backend.clear();
+            return Err(error);
         }
         if !std::mem::replace(begun, true) {
             // A starter that is gone already is noticed by the watch, if it matters.
             let _ = channel.send(&Report::Running { unlimited });
         }
         provide::give_beside(&locked.tenant);
-        watch::watch(
+        let ended = watch::watch(
             Watched {
                 locked,
                 backend: backend.as_ref(),
@@ -247,8 +269,9 @@ impl Life<'_> {
             spawned,
             state,
             channel,
-        )
-        .map(|ended| self.with_cause(ended, &settings))
+        );
+        backend.clear();
+        ended.map(|ended| self.with_cause(ended, &settings))
     }
 
     /// Says so if it was the kernel that ended the monitor for want of memory.
@@ -263,13 +286,27 @@ impl Life<'_> {
     }
 }
 
+/// A container shares its kernel with everybody: without a limit, it could take all.
+fn refuse_unenforced(unlimited: &[String]) -> Result<(), ShimError> {
+    if unlimited.is_empty() {
+        Ok(())
+    } else {
+        Err(ShimError::Unenforced(unlimited.join("; ")))
+    }
+}
+
 fn backend_of(
-    tenant: Tenant,
+    tenant: &Tenant,
     spec: &Spec,
     order: &Order,
     network: Option<network::Record>,
+    group: &Group,
 ) -> Result<Box<dyn Backend>, ShimError> {
-    Ok(match spec.isolation {
-        Isolation::Vm => Box::new(Vm::new(tenant, spec.clone(), order.files.clone(), network)?),
+    let (tenant, spec) = (tenant.clone(), spec.clone());
+    Ok(match order.files.clone() {
+        Files::Vm(files) => Box::new(Vm::new(tenant, spec, files, network)?),
+        Files::Container(files) => {
+            Box::new(Container::new(tenant, spec, files, network, group.clone())?)
+        }
     })
 }

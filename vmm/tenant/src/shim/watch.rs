@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use fief_api::ClientError;
@@ -16,7 +16,7 @@ use super::command::{self, Running};
 use super::log::BoundedLog;
 use super::{MESSAGES, ShimError, failed};
 use crate::backend::{Backend, BackendError, Event, Spawned};
-use crate::process::Process;
+use crate::process::Child;
 use crate::spec::Spec;
 use crate::store::{Exit, Locked, Reason, State, Tenant};
 
@@ -75,17 +75,14 @@ pub fn watch(
         None => None,
     };
     let mut channel = order.attached.then_some(channel);
-    let process = Process::open(watch.output.child.id().cast_signed());
-    let process = process
-        .ok_or_else(|| failed("cannot watch the monitor")(io::ErrorKind::NotFound.into()))?;
     let mut command_output = command.as_ref().map(Running::output);
     loop {
         let happened = wait(
             [
                 Some(watch.output.console.as_fd()),
                 Some(watch.output.messages.as_fd()),
-                Some(watch.output.events.as_fd()),
-                Some(process.as_fd()),
+                watch.output.events.as_ref().map(AsFd::as_fd),
+                Some(watch.output.child.process().as_fd()),
                 Some(signals.as_fd()),
                 channel.map(|channel| channel.stream().as_fd()),
                 command_output,
@@ -188,12 +185,15 @@ impl Watch<'_> {
             let code = command.join();
             code.filter(|_| !self.asked_to_end)
         });
-        let mut exit = judge(
-            status,
-            self.ended,
-            self.asked_to_end,
-            &self.output.last_message,
-        );
+        let mut exit = match self.backend.meaning(status) {
+            Some((reason, detail)) => Exit::now(reason, detail),
+            None => judge(
+                status,
+                self.ended,
+                self.asked_to_end,
+                &self.output.last_message,
+            ),
+        };
         if let Some(code) = code.filter(|_| exit.code == 0) {
             exit.code = code;
         }
@@ -239,9 +239,7 @@ pub fn give_up(locked: &Locked, spec: &Spec, spawned: Spawned, error: ShimError)
         ShimError::Backend(BackendError::Api(ClientError::Refused { .. }))
     );
     // A connection breaks a moment before its process is gone.
-    let ended = !refused
-        && Process::open(output.child.id().cast_signed())
-            .is_none_or(|process| process.wait(LAST_MOMENT));
+    let ended = !refused && output.child.process().wait(LAST_MOMENT);
     let _ = output.child.kill();
     let _ = output.child.wait();
     output.take();
@@ -263,7 +261,7 @@ struct Output {
     /// The last line of `messages`.
     last_message: String,
     partial_message: Vec<u8>,
-    events: std::fs::File,
+    events: Option<std::fs::File>,
     partial_event: Vec<u8>,
 }
 
@@ -324,7 +322,10 @@ impl Output {
     fn event_lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = self.events.read(&mut buffer) {
+        let Some(events) = &mut self.events else {
+            return lines;
+        };
+        while let Ok(count @ 1..) = events.read(&mut buffer) {
             lines.extend(split(&mut self.partial_event, &buffer[..count]));
         }
         lines

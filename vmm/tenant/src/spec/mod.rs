@@ -70,12 +70,14 @@ pub enum Init {
 }
 
 /// Which backend runs the tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     /// A virtual machine with its own kernel.
     #[default]
     Vm,
+    /// A container, on the host's kernel.
+    Container,
 }
 
 /// Form of a kernel file.
@@ -137,6 +139,12 @@ pub struct Spec {
     pub init: Init,
     #[serde(default)]
     pub isolation: Isolation,
+    /// The OCI runtime of a container, by name or path; none: the first that works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// A container runs though this machine cannot enforce all of its limits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_unenforced: bool,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
     /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).

@@ -13,6 +13,8 @@ pub(crate) fn spec() -> Spec {
         disks: Vec::new(),
         init: Init::Agent,
         isolation: Isolation::Vm,
+        runtime: None,
+        allow_unenforced: false,
         hostname: "a".to_owned(),
         ssh_keys: Vec::new(),
         keyless_account: false,

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::file::{failed, remove};
 use super::{Exit, FileError, Held, Locked, Reason, Store, StoreError, Tenant};
+use crate::cgroup::Group;
 use crate::network;
 use crate::process::Process;
 
@@ -182,22 +183,25 @@ fn its_shim_is_gone(tenant: &Tenant) -> bool {
     matches!(tenant.state(), Ok(Some(state)) if !Process::lives(state.shim_pid))
 }
 
-/// Ends a monitor whose shim was killed. (The kernel was asked to do so too, but does it in its own time.)
+/// Ends a monitor, or a container, whose shim was killed. (The kernel was asked to do so too, but does it in its own time.)
 fn end_orphan(tenant: &Tenant) -> Result<(), StoreError> {
     let lock = tenant.monitor_lock();
-    if !lock.exists() || is_free(&lock)? {
+    let state = tenant.state().ok().flatten();
+    let has_lock = lock.exists() && !is_free(&lock)?;
+    if state.is_none() && !has_lock {
         return Ok(());
     }
-    let monitor = tenant
-        .state()
-        .ok()
-        .flatten()
-        .and_then(|state| state.monitor);
+    let monitor = state.and_then(|state| state.monitor);
     if let Some(process) = monitor.and_then(Process::open_exactly) {
         process
             .signal(Signal::KILL)
-            .map_err(failed("end the monitor that holds", &lock))?;
+            .map_err(failed("end the process that outlived its shim", &lock))?;
         process.wait(PATIENCE);
+    }
+    // A runtime, too, and what it had just begun to make.
+    Group::of(tenant).end_processes();
+    if !has_lock {
+        return Ok(());
     }
     let deadline = std::time::Instant::now() + PATIENCE;
     while !is_free(&lock)? {

@@ -8,7 +8,8 @@
 //!                exit.json      how the last run ended
 //!                stopped.json   who asked for that, until somebody starts it again
 //!                change.lock    held by who changes the spec
-//!                disk.ext4      its disk
+//!                disk.ext4      its disk, of a virtual machine (a container's: layer.ext4)
+//!                ids.json       the user ids that a container's stand for
 //!                console.log    what its serial console printed (older part: console.log.1)
 //!                monitor.log    what its monitor had to say
 //!                monitor.lock   held by the monitor itself
@@ -44,7 +45,7 @@ pub use record::{Exit, Phase, Pid, Reason, State, StoppedBy, now};
 pub use tenant::{Locked, Status, Tenant};
 
 use crate::network::{self, NetworkError};
-use crate::spec::{Spec, TenantName};
+use crate::spec::{Isolation, Spec, TenantName};
 
 /// How long a command waits for another one that holds a tenant's lock without running it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -274,8 +275,8 @@ impl Store {
 
 impl Draft {
     /// Where the disk is to be made.
-    pub fn disk(&self) -> PathBuf {
-        self.locked.tenant.disk()
+    pub fn disk(&self, isolation: Isolation) -> PathBuf {
+        self.locked.tenant.disk(isolation)
     }
 
     /// Makes its network.

@@ -13,7 +13,7 @@ use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
 use crate::cgroup::Group;
 use crate::network;
-use crate::spec::{DiskName, Spec, TenantName, VERSION};
+use crate::spec::{DiskName, Isolation, Spec, TenantName, VERSION};
 
 /// How a tenant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,8 +52,13 @@ impl Tenant {
         &self.directory
     }
 
-    pub fn disk(&self) -> PathBuf {
-        self.directory.join("disk.ext4")
+    /// The file with what it writes. A virtual machine writes to its file system's blocks as it likes, so that no kernel of a
+    /// host may ever mount that; a container's was written by none but the host's kernel. So these are two files.
+    pub fn disk(&self, isolation: Isolation) -> PathBuf {
+        self.directory.join(match isolation {
+            Isolation::Vm => "disk.ext4",
+            Isolation::Container => "layer.ext4",
+        })
     }
 
     /// A disk that was made by its size, besides its own.

@@ -12,7 +12,8 @@ use fief_host::EmulatedHost;
 use nix::sys::signal::Signal;
 
 use super::socket::ApiSocket;
-use crate::backend::vm::{API_SOCKET, socket};
+use crate::backend::socket;
+use crate::backend::vm::API_SOCKET;
 use crate::cli::{Error, Result, remote};
 use crate::store::Tenant;
 use crate::terminal::{Signals, say};

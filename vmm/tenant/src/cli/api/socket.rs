@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::backend::vm::through;
+use crate::backend::through;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,8 @@ impl Sample {
         let stat = proc("stat");
         let status = proc("status").unwrap_or_default();
         let io = proc("io").unwrap_or_default();
-        let disk = tenant.disk();
+        let isolation = tenant.spec().map(|spec| spec.isolation);
+        let disk = tenant.disk(isolation.unwrap_or_default());
         let link = Record::read(tenant.directory()).ok().flatten();
         // The host's end receives what the tenant sends.
         let link = |counter: &str| {

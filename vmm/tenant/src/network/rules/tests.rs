@@ -7,6 +7,7 @@ use super::*;
 fn record(last: u8, v6: bool) -> Record {
     let address = std::net::Ipv4Addr::new(10, 99, 0, last);
     Record {
+        isolation: crate::spec::Isolation::Vm,
         link: format!("fvabcde0a6300{last:02x}"),
         namespace: format!("fief-abcde0a6300{last:02x}"),
         pool: Pool::default(),

@@ -1,0 +1,236 @@
+//! Ranges of user and group ids: what a container's ids are on the host, no two tenants' alike.
+//!
+//! A tenant's range is written down in its directory at its first start, and kept. Whose it is now is written down for the
+//! whole machine, as state directories share it: `/run/fief/ids/<number>` holds the path of the tenant's directory, and
+//! counts while that is there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::{FileError, Held, Tenant, failed, read_json, write_json};
+
+/// Ids of a tenant: as many as the first 16 bits count, which programs expect to have.
+const COUNT: u32 = 1 << 16;
+/// Beyond the ids that useradd, systemd and other container managers give away (systemd.io, "Users, Groups, UIDs and GIDs on
+/// systemd Systems"), and below those that some programs take for negative numbers.
+const FIRST: u32 = 0x7000_0000;
+const RANGES: u32 = 0x0fff;
+/// Settings of containers, in the state directory: `{"first_id": 1879048192, "ranges": 4095}`.
+const SETTINGS: &str = "containers.json";
+/// What is the machine's.
+const RUN: &str = "/run/fief";
+
+/// Ids of this machine that stand for a tenant's own from 0 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdRange {
+    pub first: u32,
+    pub count: u32,
+}
+
+/// Why a tenant has no range.
+#[derive(Debug, thiserror::Error)]
+pub enum IdsError {
+    #[error(
+        "all {ranges} ranges of user ids for containers are taken; remove tenants, or raise \"ranges\" in {}", file.display()
+    )]
+    Exhausted { ranges: u32, file: PathBuf },
+    #[error(
+        "{} has ids beyond what there is: \"first_id\" at least 65536, and \"first_id\" + 65536 * \"ranges\" below 4294967295", .0.display()
+    )]
+    Settings(PathBuf),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    first_id: u32,
+    ranges: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            first_id: FIRST,
+            ranges: RANGES,
+        }
+    }
+}
+
+impl Settings {
+    fn range(self, number: u32) -> IdRange {
+        IdRange {
+            first: self.first_id + number * COUNT,
+            count: COUNT,
+        }
+    }
+
+    fn fits(self) -> bool {
+        let last = u64::from(self.first_id) + u64::from(self.ranges) * u64::from(COUNT);
+        self.first_id >= COUNT && last < u64::from(u32::MAX)
+    }
+}
+
+impl IdRange {
+    /// As in /proc/PID/uid_map (user_namespaces(7)): inside, outside, how many.
+    pub fn map(self) -> String {
+        format!("0 {} {}\n", self.first, self.count)
+    }
+}
+
+/// The range of `tenant`, from now on nobody else's: the one that it had, unless another state directory's tenant took it
+/// while this one's machine was down.
+///
+/// # Errors
+/// See [`IdsError`].
+pub fn claim(tenant: &Tenant) -> Result<IdRange, IdsError> {
+    let run = Path::new(RUN);
+    fs::create_dir_all(run.join("ids")).map_err(failed("make", run))?;
+    let lock = run.join("ids.lock");
+    let _alone = Held::take(&lock).map_err(failed("lock", &lock))?;
+    claim_from(tenant, &run.join("ids"))
+}
+
+/// The same, alone, with the machine's record in `taken`.
+fn claim_from(tenant: &Tenant, taken: &Path) -> Result<IdRange, IdsError> {
+    let directory = tenant.directory();
+    let root = directory.parent().and_then(Path::parent);
+    let file = root.unwrap_or(directory).join(SETTINGS);
+    let settings: Settings = read_json(&file)?.unwrap_or_default();
+    if !settings.fits() {
+        return Err(IdsError::Settings(file));
+    }
+    let ours = record(directory);
+    let had: Option<IdRange> = read_json(&ours)?;
+    if let Some(range) = had.filter(|range| is_free(taken, range.first, directory)) {
+        mark(taken, range, directory)?;
+        return Ok(range);
+    }
+    let others = ranges_of_others(directory);
+    let range = (0..settings.ranges)
+        .map(|number| settings.range(number))
+        .find(|range| {
+            is_free(taken, range.first, directory) && !others.iter().any(|other| other == range)
+        })
+        .ok_or(IdsError::Exhausted {
+            ranges: settings.ranges,
+            file,
+        })?;
+    write_json(&ours, &range)?;
+    mark(taken, range, directory)?;
+    Ok(range)
+}
+
+fn record(directory: &Path) -> PathBuf {
+    directory.join("ids.json")
+}
+
+fn is_free(taken: &Path, first: u32, directory: &Path) -> bool {
+    match fs::read_to_string(taken.join(first.to_string())) {
+        Ok(owner) => Path::new(&owner) == directory || !record(Path::new(&owner)).exists(),
+        Err(_) => true,
+    }
+}
+
+fn mark(taken: &Path, range: IdRange, directory: &Path) -> Result<(), IdsError> {
+    let file = taken.join(range.first.to_string());
+    let text = directory.as_os_str().as_encoded_bytes();
+    Ok(fs::write(&file, text).map_err(failed("write", &file))?)
+}
+
+/// What other tenants of the state directory have, also those that do not run.
+fn ranges_of_others(directory: &Path) -> Vec<IdRange> {
+    let all = directory.parent().map(fs::read_dir);
+    let all = all.into_iter().flatten().flatten().flatten();
+    all.map(|entry| entry.path())
+        .filter(|path| path != directory)
+        // One that is damaged tells so where it is used.
+        .filter_map(|path| read_json(&record(&path)).ok()?)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new(settings: &str) -> Self {
+            let machine = Self(tempfile::tempdir().unwrap());
+            fs::create_dir(machine.0.path().join("ids")).unwrap();
+            for state in ["one", "two"] {
+                fs::create_dir_all(machine.0.path().join(state).join("tenants")).unwrap();
+                fs::write(machine.0.path().join(state).join(SETTINGS), settings).unwrap();
+            }
+            machine
+        }
+
+        fn tenant(&self, state: &str, name: &str) -> Tenant {
+            let directory = self.0.path().join(state).join("tenants").join(name);
+            fs::create_dir_all(&directory).unwrap();
+            Tenant::open(&directory, name.parse().unwrap())
+        }
+
+        fn claim(&self, state: &str, name: &str) -> Result<u32, IdsError> {
+            let tenant = self.tenant(state, name);
+            claim_from(&tenant, &self.0.path().join("ids")).map(|range| range.first)
+        }
+
+        fn restart(&self) {
+            fs::remove_dir_all(self.0.path().join("ids")).unwrap();
+            fs::create_dir(self.0.path().join("ids")).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_tenant_has_its_own_and_keeps_it() {
+        let machine = Machine::new("{}");
+        let first = machine.claim("one", "a").unwrap();
+        assert_eq!(first, FIRST);
+        assert_eq!(machine.claim("two", "a").unwrap(), FIRST + COUNT);
+        assert_eq!(machine.claim("one", "b").unwrap(), FIRST + 2 * COUNT);
+        assert_eq!(machine.claim("one", "a").unwrap(), first);
+        machine.restart();
+        // Nobody of its own state directory takes what a tenant that does not run has.
+        assert_eq!(machine.claim("one", "c").unwrap(), FIRST + COUNT);
+        assert_eq!(machine.claim("one", "b").unwrap(), FIRST + 2 * COUNT);
+        assert_eq!(machine.claim("one", "a").unwrap(), first);
+    }
+
+    #[test]
+    fn what_is_gone_is_free_and_what_was_taken_meanwhile_is_not() {
+        let machine = Machine::new(r#"{"first_id": 100000, "ranges": 2}"#);
+        assert_eq!(machine.claim("one", "a").unwrap(), 100_000);
+        assert_eq!(machine.claim("one", "b").unwrap(), 165_536);
+        let error = machine.claim("one", "c").unwrap_err();
+        assert!(
+            matches!(error, IdsError::Exhausted { ranges: 2, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains(SETTINGS));
+        fs::remove_dir_all(machine.tenant("one", "a").directory()).unwrap();
+        assert_eq!(machine.claim("one", "c").unwrap(), 100_000);
+        machine.restart();
+        assert_eq!(machine.claim("two", "x").unwrap(), 100_000);
+        // Its range is another's now, and there is no other.
+        machine.claim("one", "c").unwrap_err();
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_told() {
+        for bad in [
+            r#"{"first_id": 1000}"#,
+            r#"{"first_id": 4294900000}"#,
+            r#"{"ranges": 4294967295}"#,
+        ] {
+            let machine = Machine::new(bad);
+            let error = machine.claim("one", "a").unwrap_err();
+            assert!(matches!(error, IdsError::Settings(_)), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A container's root: its image, read-only, and over it the tenant's own layer, both given to the tenant's ids.
+//!
+//! All of it is mounted in the mount namespace of one thread, which the runtime inherits: when the tenant's last process
+//! has ended, the kernel takes the mounts and the loop devices away, whoever was killed.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, openat};
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use super::idmap::Map;
+use super::ids::IdRange;
+use super::loop_device::{LoopDevice, is_in_use};
+
+/// Every system has this directory (Filesystem Hierarchy Standard, 3.12), and everybody may look into it: the runtime's
+/// second half runs with the tenant's ids, which may not pass the state directory.
+const PLACE: &str = "/mnt";
+/// How long the mounts of a run before may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Why a root cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    #[error("cannot {what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error(
+        "this kernel cannot give the files of {what} ({kind}) to a tenant's ids: {source}; containers need Linux 6.1 or \
+         later, `--isolation vm` does not"
+    )]
+    IdMap {
+        what: &'static str,
+        kind: String,
+        source: io::Error,
+    },
+    #[error(
+        "the disk {} is still mounted by a run of this tenant that has not ended; try again when it has", .0.display()
+    )]
+    InUse(PathBuf),
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RootError {
+    let what = what.into();
+    move |source| RootError::Io { what, source }
+}
+
+/// What a root is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Layers<'a> {
+    pub image: &'a Path,
+    /// `erofs` or `ext4`.
+    pub image_format: &'a str,
+    /// A file with an ext4 that nobody but this kernel has ever written.
+    pub disk: &'a Path,
+    pub ids: IdRange,
+}
+
+/// Gives this thread a mount namespace of its own, which hears what is unmounted elsewhere, and mounts the root in it;
+/// where it is there.
+///
+/// # Errors
+/// See [`RootError`].
+pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none))
+        .map_err(|error| failed("make a mount namespace")(error.into()))?;
+    let place = Path::new(PLACE);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some("fief"),
+        place,
+        Some("tmpfs"),
+        flags,
+        Some("size=64k,mode=0755"),
+    )
+    .map_err(|error| failed(format!("mount a tmpfs on {PLACE}"))(error.into()))?;
+    let [lower, disk, root] = ["image", "disk", "root"].map(|name| place.join(name));
+    for path in [&lower, &disk, &root] {
+        std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
+    }
+    let map = Map::new(layers.ids).map_err(failed("make a map of the tenant's ids"))?;
+    let image = mount_image(layers)?;
+    give(&map, &image, "the image", layers.image_format)?;
+    put(&image, &lower)?;
+    let layer = mount_disk(layers.disk)?;
+    give(&map, &layer, "the tenant's disk", "ext4")?;
+    put(&layer, &disk)?;
+    overlay(&lower, &disk, &root, layers.ids)?;
+    Ok(root)
+}
+
+fn mount_image(layers: Layers<'_>) -> Result<OwnedFd, RootError> {
+    let mounting = || format!("mount the image {}", layers.image.display());
+    // As a file if the kernel can: erofs since Linux 6.12.
+    if layers.image_format == "erofs" {
+        match new_mount("erofs", layers.image, true) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTBLK) => {}
+            other => return other.map_err(failed(mounting())),
+        }
+    }
+    let device = File::open(layers.image)
+        .and_then(|file| LoopDevice::of(&file))
+        .map_err(failed("make a loop device of the image"))?;
+    new_mount(layers.image_format, device.path(), true).map_err(failed(mounting()))
+}
+
+/// The layer with its two directories, which must be made before its ids are mapped: this process has none of those.
+fn mount_disk(path: &Path) -> Result<OwnedFd, RootError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed(format!("open the tenant's disk {}", path.display())))?;
+    let deadline = Instant::now() + PATIENCE;
+    while is_in_use(&file).map_err(failed("look at the loop devices"))? {
+        if Instant::now() >= deadline {
+            return Err(RootError::InUse(path.to_owned()));
+        }
+        std::thread::sleep(POLL);
+    }
+    let device =
+        LoopDevice::of(&file).map_err(failed("make a loop device of the tenant's disk"))?;
+    let mounted = new_mount("ext4", device.path(), false).map_err(failed(format!(
+        "mount the tenant's disk {}",
+        path.display()
+    )))?;
+    grow(&file, &mounted).map_err(failed("let the tenant's disk grow"))?;
+    for name in ["upper", "work"] {
+        match mkdirat(&mounted, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(nix::Error::EEXIST) => {}
+            Err(error) => {
+                return Err(failed(format!("make '{name}' on the tenant's disk"))(
+                    error.into(),
+                ));
+            }
+        }
+    }
+    Ok(mounted)
+}
+
+/// Lets the file system fill its file, which may have been made larger since.
+fn grow(file: &File, mounted: &OwnedFd) -> io::Result<()> {
+    let mut superblock = [0; 1024];
+    file.read_exact_at(&mut superblock, SUPERBLOCK)?;
+    let word = |at: usize| -> u64 {
+        let bytes = superblock[at..at + 4].try_into().unwrap_or_default();
+        u32::from_le_bytes(bytes).into()
+    };
+    // s_blocks_count_lo and _hi (Linux, Documentation/filesystems/ext4/super.rst).
+    let has = word(0x4) | word(0x150) << 32;
+    let blocks = file.metadata()?.len() / BLOCK;
+    if blocks <= has {
+        return Ok(());
+    }
+    // The mount's own descriptor is a place, not a file (O_PATH).
+    let top = openat(
+        mounted,
+        ".",
+        OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    // SAFETY: the descriptor is open, `blocks` lives through the call.
+    unsafe { resize(top.as_raw_fd(), &raw const blocks) }?;
+    Ok(())
+}
+
+/// A mount without a place. Devices on it are none.
+fn new_mount(kind: &str, source: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", source)?;
+    if read_only {
+        fsconfig_set_flag(context.as_fd(), "ro")?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let mut flags = MountAttrFlags::MOUNT_ATTR_NODEV;
+    flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        flags,
+    )?)
+}
+
+fn give(map: &Map, mounted: &OwnedFd, what: &'static str, kind: &str) -> Result<(), RootError> {
+    map.apply(mounted).map_err(|source| RootError::IdMap {
+        what,
+        kind: kind.to_owned(),
+        source,
+    })
+}
+
+fn put(mounted: &OwnedFd, place: &Path) -> Result<(), RootError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mounted, "", rustix::fs::CWD, place, flags)
+        .map_err(|error| failed(format!("put a mount at {}", place.display()))(error.into()))
+}
+
+/// The overlay's own work on its upper layer is done with the ids of whoever mounts it, and these must be in the layer's
+/// map: so a thread does it whose ids for files are the tenant's root's.
+fn overlay(lower: &Path, disk: &Path, root: &Path, ids: IdRange) -> Result<(), RootError> {
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        disk.join("upper").display(),
+        disk.join("work").display()
+    );
+    let work = || -> io::Result<()> {
+        // SAFETY: takes numbers only. The capabilities stay though the ids change: the overlay needs them all its life.
+        let kept = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) };
+        nix::errno::Errno::result(kept)?;
+        setfsgid(Gid::from_raw(ids.first));
+        setfsuid(Uid::from_raw(ids.first));
+        let flags = MsFlags::MS_NODEV;
+        mount(
+            Some("fief"),
+            root,
+            Some("overlay"),
+            flags,
+            Some(options.as_str()),
+        )?;
+        Ok(())
+    };
+    let mounted = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        let done = thread.join();
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    mounted.map_err(failed("lay the tenant's disk over its image (overlay)"))
+}
+
+/// What fief makes disks with, and where their superblock is, in bytes.
+const BLOCK: u64 = 4096;
+const SUPERBLOCK: u64 = 1024;
+// Linux, include/uapi/linux/ext4.h: EXT4_IOC_RESIZE_FS.
+nix::ioctl_write_ptr!(resize, b'f', 16, u64);
+/// Linux, include/uapi/linux/securebits.h.
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
