@@ -1,5 +1,6 @@
 //! Backends: code that runs a spec. The shim drives one without knowing which.
 
+pub mod container;
 mod events;
 pub mod vm;
 

@@ -1,0 +1,5 @@
+//! Containers: tenants that share the host's kernel, run by an installed OCI runtime.
+
+pub mod bundle;
+pub mod ids;
+pub mod seccomp;
