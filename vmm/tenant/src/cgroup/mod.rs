@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies};
+pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies, mounts};
 pub use settings::{Setting, Settings};
 pub use usage::Usage;
 

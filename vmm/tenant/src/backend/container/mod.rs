@@ -2,4 +2,5 @@
 
 pub mod bundle;
 pub mod ids;
+pub mod runtime;
 pub mod seccomp;
