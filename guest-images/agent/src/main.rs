@@ -31,10 +31,12 @@ use settings::{Settings, Transport};
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code))]
 pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
-    if std::process::id() == 1 {
+    let words: Vec<_> = std::env::args_os().collect();
+    // A container that only asks for the version has it as its first process.
+    let asked = matches!(&words[..], [_, word] if word == "--version");
+    if std::process::id() == 1 && !asked {
         start_system();
     }
-    let words: Vec<_> = std::env::args_os().collect();
     match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
         [boot::BESIDE_NAME, ..] => serve_beside(),
         [_, b"--listen-unix", socket] => serve_program(path(socket), None),

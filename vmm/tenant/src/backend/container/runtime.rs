@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use fief_host::doctor::find_program;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Whence, geteuid, lseek};
+use nix::unistd::{Whence, geteuid, getpid, getppid, gettid, lseek};
 use oci_spec::OciSpecError;
 
 use super::bundle::{self, AGENT, Description, Group};
@@ -30,7 +30,7 @@ const WORDS_MAX: usize = 300;
 /// What is read of a runtime's log or output, in bytes.
 const OUTPUT_MAX: u64 = 64 << 10;
 /// How long a trial, or the question for the version, may take; they take a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Whose command line a runtime has.
@@ -184,7 +184,7 @@ impl Runtime {
     /// version 2 has a controller. This takes version 2 away from the calling thread, which has mounts of its own.
     ///
     /// # Errors
-    /// The thread has the mounts of process 1, which are not its to change.
+    /// The thread shares its mounts with others; they are not its to change.
     pub fn settle_mounts(&self) -> io::Result<()> {
         if self.kind != Kind::Crun {
             return Ok(());
@@ -193,7 +193,7 @@ impl Runtime {
         if all.iter().all(|(version, _)| *version == Version::V2) {
             return Ok(());
         }
-        if fs::read_link("/proc/thread-self/ns/mnt")? == fs::read_link("/proc/1/ns/mnt")? {
+        if shares_mounts()? {
             return Err(io::Error::other(
                 "this thread has no mounts of its own to settle for crun",
             ));
@@ -202,6 +202,18 @@ impl Runtime {
             .filter(|(version, _)| *version == Version::V2)
             .try_for_each(|(_, mount)| Ok(umount2(mount, MntFlags::MNT_DETACH)?))
     }
+}
+
+/// Whether this thread has the mounts of the machine's first process, of this process's parent or of its first thread. One
+/// that may not be looked at cannot be told.
+fn shares_mounts() -> io::Result<bool> {
+    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    let own = of("thread-self")?;
+    let leader = if gettid() == getpid() { "1" } else { "self" };
+    let others = ["1", leader, &getppid().to_string()];
+    Ok(others
+        .iter()
+        .any(|other| of(other).is_ok_and(|other| other == own)))
 }
 
 impl Kind {
@@ -507,6 +519,7 @@ mod tests {
             path: PathBuf::from("/crun"),
             kind: Kind::Crun,
         };
+        assert!(shares_mounts().unwrap());
         let before = mounts().unwrap();
         // Refused, or nothing to do: which, depends on the machine.
         let _ = runtime.settle_mounts();
