@@ -38,7 +38,8 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         [_, b"--container", ref settings @ ..] if std::process::id() == 1 => {
             start_container(&String::from_utf8_lossy(&settings.join(&b' ')))
         }
-        _ if std::process::id() == 1 => start_system(),
+        // A container that only asks for the version has it as its first process.
+        _ if std::process::id() == 1 && words[1..] != [b"--version"] => start_system(),
         [boot::BESIDE_NAME] => {
             serve_beside(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
         }

@@ -10,7 +10,7 @@ use crate::tool::Tool;
 use crate::tree::{Content, IMAGE_TIME, Meta, Tree, tarball};
 
 /// Raise it when this file changes what is in an image.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 const MMDEBSTRAP: Tool = Tool {
     program: "mmdebstrap",
@@ -38,9 +38,10 @@ const TENANT_PACKAGES: &[&str] = &[
     "dbus",
     "openssh-server",
 ];
-/// What the emulated host runs: networks of tenants and tests of them, disks, modules. Later backends add theirs here.
+/// What the emulated host runs: networks of tenants and tests of them, containers, disks, modules.
 const HOST_PACKAGES: &[&str] = &[
     "ca-certificates",
+    "crun",
     "e2fsprogs",
     "iperf3",
     "iproute2",
@@ -49,6 +50,7 @@ const HOST_PACKAGES: &[&str] = &[
     "nftables",
     "openssh-client",
     "procps",
+    "runc",
     "strace",
     "sudo",
     "tcpdump",

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies};
+pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies, mounts};
 pub use settings::{Setting, Settings};
 pub use usage::Usage;
 
@@ -68,7 +68,8 @@ impl Group {
         let hash = fief_images::store::hash_bytes(directory);
         let id = format!("{}-{}", tenant.name, hash.get(..12).unwrap_or(&hash));
         let mut group = Self::within(hierarchies().unwrap_or_default(), &id);
-        group.mounts = mounts::all().unwrap_or_default();
+        let mounts = mounts().unwrap_or_default();
+        group.mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
         group
     }
 

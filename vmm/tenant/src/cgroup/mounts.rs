@@ -76,36 +76,36 @@ pub fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     }))
 }
 
-/// Where any hierarchy is mounted, whatever its controllers are.
+/// Where cgroups of any kind are mounted, for this thread, in the order of the mounts.
 ///
 /// # Errors
 /// /proc is not mounted.
-pub fn all() -> io::Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mounts
-        .lines()
-        .filter_map(|line| line.split_once(" - "))
-        .filter(|(_, after)| after.starts_with("cgroup"))
-        .filter_map(|(before, _)| before.split(' ').nth(4).map(unescape))
-        .collect())
+pub fn mounts() -> io::Result<Vec<(Version, PathBuf)>> {
+    let text = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let mounts = text.lines().filter_map(mounted);
+    Ok(mounts.map(|(version, mount, _)| (version, mount)).collect())
+}
+
+/// A cgroup mount of mountinfo, and its options.
+fn mounted(line: &str) -> Option<(Version, PathBuf, &str)> {
+    let (before, after) = line.split_once(" - ")?;
+    let mount = before.split(' ').nth(4).map(unescape)?;
+    let mut after = after.split(' ');
+    let version = match after.next()? {
+        "cgroup" => Version::V1,
+        "cgroup2" => Version::V2,
+        _ => return None,
+    };
+    Some((version, mount, after.nth(1).unwrap_or_default()))
 }
 
 /// Reads /proc/self/mountinfo (proc_pid_mountinfo(5)); `available` tells the content of version 2's `cgroup.controllers`.
 fn parse(mountinfo: &str, available: &dyn Fn(&Path) -> String) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
-    for line in mountinfo.lines() {
-        let Some((before, after)) = line.split_once(" - ") else {
-            continue;
-        };
-        let Some(mount) = before.split(' ').nth(4).map(unescape) else {
-            continue;
-        };
-        let mut after = after.split(' ');
-        let (kind, options) = (after.next(), after.nth(1).unwrap_or_default());
-        let hierarchy = match kind {
-            Some("cgroup") => v1(mount, options),
-            Some("cgroup2") => v2(mount, &available),
-            _ => continue,
+    for (version, mount, options) in mountinfo.lines().filter_map(mounted) {
+        let hierarchy = match version {
+            Version::V1 => v1(mount, options),
+            Version::V2 => v2(mount, &available),
         };
         // A second mount of the same hierarchy, such as a container's, adds nothing.
         let known = |controller: &Controller| {

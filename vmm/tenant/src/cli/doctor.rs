@@ -7,6 +7,7 @@ use fief_host::HostKind;
 use fief_host::doctor::{Check, Health, Report, examine};
 
 use super::{Context, Result};
+use crate::backend::container::runtime::{KNOWN, Runtime, RuntimeError, TrialError, try_out};
 use crate::cgroup::{CONTROLLERS, Version, hierarchies};
 use crate::network;
 use crate::terminal::output;
@@ -28,6 +29,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     );
     report.checks.push(limits());
     report.checks.extend(rules(context.state()));
+    report.checks.extend(runtimes(context.agent()));
     output(&if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -87,6 +89,48 @@ fn rules(state: &Path) -> Option<Check> {
         format!("gone for {bare} of {all} networks: `nft flush ruleset`, say, removes them"),
         "start any tenant: `fief start` sets them again, and as long as one runs they are kept",
     ))
+}
+
+/// Which OCI runtimes can make containers here, by a trial of each. Machines need none of them.
+fn runtimes(agent: &Path) -> Vec<Check> {
+    let found = KNOWN.map(|name| (name, Runtime::named(name)));
+    let any = found.iter().any(|(_, runtime)| runtime.is_ok());
+    let check = |(name, runtime): (&'static str, std::result::Result<Runtime, RuntimeError>)| {
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(_) if any => return Check::ok(name, "not installed, and one runtime is enough"),
+            Err(_) => {
+                return Check::bad(
+                    name,
+                    Health::Warning,
+                    "not installed",
+                    format!("tenants in containers need an OCI runtime: `apt-get install {name}`"),
+                );
+            }
+        };
+        let path = runtime.path.display();
+        let tried = runtime
+            .version()
+            .and_then(|version| match try_out(&runtime, agent) {
+                Ok(()) => Ok(format!("{path} makes containers here ({version})")),
+                Err(TrialError::NotRoot) => Ok(format!(
+                    "{path} ({version}); only root can try whether it works here"
+                )),
+                Err(error) => Err(error),
+            });
+        tried.map_or_else(
+            |error| {
+                Check::bad(
+                    name,
+                    Health::Warning,
+                    format!("{path} does not work here: {error}"),
+                    "install its package again, or use another runtime; machines do not need one",
+                )
+            },
+            |found| Check::ok(name, found),
+        )
+    };
+    found.map(check).into()
 }
 
 fn text(report: &Report) -> String {

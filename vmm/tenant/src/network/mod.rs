@@ -33,6 +33,7 @@ use nix::unistd::geteuid;
 
 pub use error::{NetworkError, Result};
 pub use grants::Grant;
+pub use namespace::elsewhere;
 pub use permission::{forget_grants, grant, granted_to, revoke};
 pub use protocol::Protocol;
 pub use publish::{Publish, PublishError};

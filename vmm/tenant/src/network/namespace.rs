@@ -90,7 +90,7 @@ pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io:
 }
 
 /// Does `work` on a thread of its own: whatever namespace that changes to, this one stays.
-fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, work)?;
         let done = thread.join();

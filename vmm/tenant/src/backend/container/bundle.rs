@@ -1,8 +1,11 @@
 //! What an OCI runtime is told of a container: namespaces, mounts, limits, and what its root may not do
 //! (OCI runtime specification 1.0.2, config.md and config-linux.md). docs/containers.md gives the reasons for people.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
@@ -12,12 +15,9 @@ use oci_spec::runtime::{
     RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use super::ids::IdRange;
 use super::seccomp;
 use crate::cgroup::Version;
-use crate::process::{SYS_RESOURCE, has_capability};
 use crate::spec::Bytes;
 
 /// The version of the specification that this follows: what runc 1.1 and crun 1.8 know.
@@ -53,6 +53,8 @@ pub struct Description<'a> {
     pub memory: Bytes,
     /// Most processes and threads.
     pub pids: u32,
+    /// [`rlimits`], as far as the caller can tell.
+    pub rlimits: Vec<PosixRlimit>,
 }
 
 /// The content of `config.json`.
@@ -74,7 +76,7 @@ pub fn spec(description: &Description<'_>) -> Result<Spec, OciSpecError> {
         .version(OCI_VERSION)
         .root(root)
         .hostname(description.hostname)
-        .process(process(&description.words)?)
+        .process(process(description)?)
         .mounts(mounts(description)?)
         .linux(linux(description, mapping)?)
         .build()
@@ -141,17 +143,14 @@ const MASKED: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
-/// Not to be written, whatever its modes say. Of /proc/sys only what is the host's: what a namespace of the container
-/// owns, such as `net`, is its root's to change, and modes keep the rest, which belongs to the host's root.
+/// Not to be written, whatever its modes say. /proc/sys is not among them: what a namespace of the container owns (`net`,
+/// `user`, System V's limits, `fs/mqueue`) is its root's to change, and the modes keep the rest, which the host's root owns.
 const READ_ONLY: &[&str] = &[
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
-    "/proc/sys/abi",
-    "/proc/sys/debug",
-    "/proc/sys/dev",
-    "/proc/sys/fs",
-    "/proc/sys/vm",
+    // Everybody may have the kernel watch the machine's pressure, which costs the host time.
+    "/proc/pressure",
 ];
 
 /// Capabilities that root of a container does not get. All others are good in its own namespaces only, or do nothing
@@ -237,35 +236,77 @@ fn granted() -> Capabilities {
 const OOM_SCORE_ADJ: i32 = 100;
 
 /// What a login on Debian has. Hard limits are those that root of a machine of its own could set: root of a container
-/// cannot raise them, and the memory behind them counts against the container's limit. (type, soft, hard)
-const RLIMITS: [(PosixRlimitType, u64, u64); 8] = [
-    (PosixRlimitType::RlimitCore, 0, u64::MAX),
-    (PosixRlimitType::RlimitMemlock, 8 << 20, u64::MAX),
-    (PosixRlimitType::RlimitMsgqueue, 819_200, 819_200),
-    (PosixRlimitType::RlimitNice, 0, 0),
-    (PosixRlimitType::RlimitNofile, 1024, 1 << 20),
-    // Processes are limited by the cgroup.
-    (PosixRlimitType::RlimitNproc, u64::MAX, u64::MAX),
-    // Real-time priorities would keep neighbours from the processors.
-    (PosixRlimitType::RlimitRtprio, 0, 0),
-    (PosixRlimitType::RlimitStack, 8 << 20, u64::MAX),
-];
+/// cannot raise them, and the memory behind them counts against the container's limit. (name, kernel's name, soft, hard)
+const RLIMITS: [(PosixRlimitType, Resource, u64, u64); 8] = {
+    use PosixRlimitType as Name;
+    [
+        (Name::RlimitCore, Resource::RLIMIT_CORE, 0, RLIM_INFINITY),
+        (
+            Name::RlimitMemlock,
+            Resource::RLIMIT_MEMLOCK,
+            8 << 20,
+            RLIM_INFINITY,
+        ),
+        (
+            Name::RlimitMsgqueue,
+            Resource::RLIMIT_MSGQUEUE,
+            819_200,
+            819_200,
+        ),
+        (Name::RlimitNice, Resource::RLIMIT_NICE, 0, 0),
+        (Name::RlimitNofile, Resource::RLIMIT_NOFILE, 1024, 1 << 20),
+        // Processes are limited by the cgroup.
+        (
+            Name::RlimitNproc,
+            Resource::RLIMIT_NPROC,
+            RLIM_INFINITY,
+            RLIM_INFINITY,
+        ),
+        // Real-time priorities would keep neighbours from the processors.
+        (Name::RlimitRtprio, Resource::RLIMIT_RTPRIO, 0, 0),
+        (
+            Name::RlimitStack,
+            Resource::RLIMIT_STACK,
+            8 << 20,
+            RLIM_INFINITY,
+        ),
+    ]
+};
+/// Its bit in /proc/self/status (linux/capability.h).
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
-/// The most that this process may give: without CAP_SYS_RESOURCE nobody gives more than he has (setrlimit(2)). None with it.
-fn ceiling(kind: PosixRlimitType) -> Option<u64> {
-    let resource = match kind {
-        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
-        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
-        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
-        _ => return None,
-    };
-    if has_capability(SYS_RESOURCE) {
-        return None;
-    }
-    getrlimit(resource).ok().map(|(_, hard)| hard)
+/// The limits of a container's processes. Root without CAP_SYS_RESOURCE, as in a container, can give no more than it has,
+/// and runtimes fail at more.
+///
+/// # Errors
+/// /proc is not mounted.
+pub fn rlimits() -> io::Result<Vec<PosixRlimit>> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let unbound = effective.is_some_and(|mask| mask & CAP_SYS_RESOURCE != 0);
+    limits_below(|resource| {
+        if unbound {
+            Ok(RLIM_INFINITY)
+        } else {
+            Ok(getrlimit(resource)?.1)
+        }
+    })
+}
+
+fn limits_below(most: impl Fn(Resource) -> io::Result<u64>) -> io::Result<Vec<PosixRlimit>> {
+    RLIMITS
+        .into_iter()
+        .map(|(name, resource, soft, hard)| {
+            let hard = hard.min(most(resource)?);
+            PosixRlimitBuilder::default()
+                .typ(name)
+                .soft(soft.min(hard))
+                .hard(hard)
+                .build()
+                .map_err(io::Error::other)
+        })
+        .collect()
 }
 
 const ENVIRONMENT: &[&str] = &[
@@ -276,7 +317,7 @@ const ENVIRONMENT: &[&str] = &[
     "container=oci",
 ];
 
-fn process(settings: &[String]) -> Result<Process, OciSpecError> {
+fn process(description: &Description<'_>) -> Result<Process, OciSpecError> {
     let user = UserBuilder::default().uid(0u32).gid(0u32).build()?;
     let granted = granted();
     let capabilities = LinuxCapabilitiesBuilder::default()
@@ -287,26 +328,15 @@ fn process(settings: &[String]) -> Result<Process, OciSpecError> {
         .inheritable(Capabilities::new())
         .ambient(Capabilities::new())
         .build()?;
-    let limits: Result<Vec<PosixRlimit>, _> = RLIMITS
-        .iter()
-        .map(|(kind, soft, hard)| {
-            let hard = ceiling(*kind).map_or(*hard, |most| most.min(*hard));
-            PosixRlimitBuilder::default()
-                .typ(*kind)
-                .soft(hard.min(*soft))
-                .hard(hard)
-                .build()
-        })
-        .collect();
     let arguments = words(&[AGENT, "--container"]);
     ProcessBuilder::default()
         .terminal(true)
         .user(user)
-        .args([arguments.as_slice(), settings].concat())
+        .args([arguments, description.words.clone()].concat())
         .env(words(ENVIRONMENT))
         .cwd("/")
         .capabilities(capabilities)
-        .rlimits(limits?)
+        .rlimits(description.rlimits.clone())
         // sudo is the point.
         .no_new_privileges(false)
         .oom_score_adj(OOM_SCORE_ADJ)
@@ -448,6 +478,7 @@ mod tests {
             }),
             memory: Bytes::from_mib(512),
             pids: 1000,
+            rlimits: limits_below(|_| Ok(RLIM_INFINITY)).unwrap(),
         }
     }
 
@@ -560,15 +591,30 @@ mod tests {
     }
 
     #[test]
-    fn sysctls_of_the_containers_namespaces_can_be_written_and_those_of_the_host_cannot() {
+    fn limits_of_processes_are_a_logins_and_never_above_what_the_caller_can_give() {
+        let limits = |most| {
+            let limits = limits_below(|_| Ok(most)).unwrap();
+            let files = limits
+                .iter()
+                .find(|limit| limit.typ() == PosixRlimitType::RlimitNofile)
+                .unwrap();
+            assert!(
+                limits
+                    .iter()
+                    .all(|limit| limit.soft() <= limit.hard() && limit.hard() <= most)
+            );
+            (files.soft(), files.hard())
+        };
+        assert_eq!(limits(RLIM_INFINITY), (1024, 1 << 20));
+        assert_eq!(limits(20_000), (1024, 20_000));
+        assert_eq!(limits(512), (512, 512));
+    }
+
+    #[test]
+    fn what_tells_of_the_host_is_masked_and_the_containers_own_sysctls_stay_open() {
         let spec = json(None);
         let read_only = spec["linux"]["readonlyPaths"].to_string();
-        for path in ["/proc/sys/vm", "/proc/sys/fs"] {
-            assert!(read_only.contains(&format!("\"{path}\"")), "{read_only}");
-        }
-        for path in ["/proc/sys", "/proc/sys/net", "/proc/sys/user"] {
-            assert!(!read_only.contains(&format!("\"{path}\"")), "{read_only}");
-        }
+        assert!(read_only.contains("\"/proc/irq\"") && !read_only.contains("/proc/sys"));
         let masked = spec["linux"]["maskedPaths"].to_string();
         assert!(masked.contains("\"/proc/kcore\"") && masked.contains("\"/proc/cmdline\""));
         assert!(mounted(&spec, "/sys").contains("\"ro\""));

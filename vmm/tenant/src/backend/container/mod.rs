@@ -19,7 +19,6 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
@@ -115,7 +114,7 @@ impl Container {
     ) -> std::result::Result<Self, BackendError> {
         let run = File::open(tenant.run_directory())
             .map_err(failed("cannot open the tenant's run directory"))?;
-        let runtime = runtime::find(files.runtime.as_deref()).map_err(ContainerError::from)?;
+        let runtime = Runtime::choose(files.runtime.as_deref()).map_err(ContainerError::from)?;
         Ok(Self {
             tenant,
             spec,
@@ -192,6 +191,7 @@ impl Container {
                 .map(|(path, version)| bundle::Group { path, version }),
             memory: self.spec.memory,
             pids: MAX_PROCESSES,
+            rlimits: bundle::rlimits().map_err(cannot("cannot read this process's limits"))?,
         });
         let file = self.tenant.run_directory().join("config.json");
         bundle
@@ -236,11 +236,10 @@ impl Container {
     fn refused(&self, what: &'static str, status: ExitStatus, messages: OwnedFd) -> ContainerError {
         let log = fs::read_to_string(self.tenant.run_directory().join(RUNTIME_LOG));
         let said = read_to_string(messages);
-        let why = runtime::reason(&log.unwrap_or_default())
-            .or_else(|| runtime::reason(&said))
+        let why = runtime::reason(&log.unwrap_or_default(), &said)
             .unwrap_or_else(|| format!("it ended with {status}, without a word"));
         ContainerError::Refused {
-            runtime: self.runtime.name().to_owned(),
+            runtime: self.runtime.name.clone(),
             what,
             why,
         }
@@ -254,7 +253,7 @@ impl Container {
         command.stderr(into);
         let status = elsewhere(|| {
             self.runtime
-                .settle_mounts()
+                .settle_thread()
                 .and_then(|()| command.status())
                 .map_err(starting())
         })?;
@@ -317,7 +316,7 @@ impl Backend for Container {
         let mut command = self.command(&["delete", "--force", ID]);
         command.stderr(Stdio::null());
         let _ = elsewhere(|| {
-            let _ = self.runtime.settle_mounts();
+            let _ = self.runtime.settle_thread();
             command.status().map_err(cannot("cannot start the runtime"))
         });
     }
@@ -383,13 +382,7 @@ fn settle(command: &mut Command, listener: RawFd) {
 
 /// Does `work` on a thread of its own, whose mount namespace it may change.
 fn elsewhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .spawn_scoped(scope, work)
-            .map_err(cannot("cannot start a thread"))?;
-        let done = thread.join();
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    network::elsewhere(work).map_err(cannot("cannot start a thread"))?
 }
 
 /// What is in a pipe whose writers are gone; bounded.

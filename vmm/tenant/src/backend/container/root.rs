@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
@@ -24,6 +24,7 @@ use rustix::mount::{
 use super::idmap::Map;
 use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
+use crate::network::elsewhere;
 
 /// Every system has this directory (Filesystem Hierarchy Standard, 3.12), and everybody may look into it: the runtime's
 /// second half runs with the tenant's ids, which may not pass the state directory.
@@ -140,14 +141,14 @@ fn mount_disk(path: &Path) -> Result<OwnedFd, RootError> {
     )))?;
     grow(&file, &mounted).map_err(failed("let the tenant's disk grow"))?;
     for name in ["upper", "work"] {
-        match mkdirat(&mounted, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(nix::Error::EEXIST) => {}
-            Err(error) => {
-                return Err(failed(format!("make '{name}' on the tenant's disk"))(
-                    error.into(),
-                ));
-            }
-        }
+        let mode = Mode::from_bits_truncate(0o755);
+        let made = match mkdirat(&mounted, name, mode) {
+            // Whatever this process's umask is: the upper directory is the tenant's root.
+            Ok(()) => fchmodat(&mounted, name, mode, FchmodatFlags::FollowSymlink),
+            Err(nix::Error::EEXIST) => Ok(()),
+            Err(error) => Err(error),
+        };
+        made.map_err(|error| failed(format!("make '{name}' on the tenant's disk"))(error.into()))?;
     }
     Ok(mounted)
 }
@@ -234,11 +235,7 @@ fn overlay(lower: &Path, disk: &Path, root: &Path, ids: IdRange) -> Result<(), R
         )?;
         Ok(())
     };
-    let mounted = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
-        let done = thread.join();
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
+    let mounted = elsewhere(work).and_then(std::convert::identity);
     mounted.map_err(failed("lay the tenant's disk over its image (overlay)"))
 }
 
