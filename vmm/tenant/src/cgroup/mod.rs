@@ -9,6 +9,7 @@ mod usage;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -158,7 +159,7 @@ impl Group {
                 Isolation::Vm => move_here(&part.path)?,
                 Isolation::Container => {
                     let path = part.path.join(SHIM);
-                    fs::create_dir_all(&path).map_err(at(&path))?;
+                    make_group(&path)?;
                     move_here(&path)?;
                 }
             }
@@ -245,7 +246,7 @@ impl Hierarchy {
 impl Part {
     fn make(&self, controller: Controller) -> io::Result<()> {
         let parent = self.hierarchy.mount.join(PARENT);
-        fs::create_dir_all(&parent).map_err(at(&parent))?;
+        make_group(&parent)?;
         if self.hierarchy.version == Version::V2 {
             for group in [&self.hierarchy.mount, &parent] {
                 let file = group.join("cgroup.subtree_control");
@@ -255,7 +256,7 @@ impl Part {
                 }
             }
         }
-        fs::create_dir_all(&self.path).map_err(at(&self.path))
+        make_group(&self.path)
     }
 
     fn set(&self, controller: Controller, settings: &Settings) -> io::Result<()> {
@@ -276,6 +277,17 @@ impl Part {
         // What nobody asked for is the kernel's default anyway.
         if setting.asked { last } else { Ok(()) }
     }
+}
+
+/// Makes a directory that all may look into, as the kernel's own are, whatever this process's umask is: a container's root
+/// is somebody else, and its view of its group is looked up with its rights (Linux, fs/kernfs/mount.c).
+fn make_group(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .map_err(at(path))
 }
 
 /// Groups below a group.
