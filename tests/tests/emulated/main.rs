@@ -6,6 +6,7 @@ mod bad_input;
 mod by_path;
 mod changes;
 mod commands;
+mod containers;
 mod control;
 mod copies;
 mod crashes;
