@@ -104,6 +104,9 @@ fn limits_hold() {
     assert_eq!(group("cpu.max"), "200000 100000");
     assert_eq!(group("tenant/memory.max"), (64 << 20).to_string());
     assert_eq!(group("tenant/pids.max"), "4096");
+    let stats = json(&run("stats --no-stream --json ct-limits").ok());
+    let inside = &stats["inside_memory_total_bytes"];
+    assert_eq!(*inside, 64 << 20, "{stats}");
     // The limits are not the tenant's to change.
     assert_ne!(
         tenant.sh("echo max > /sys/fs/cgroup/memory.max").code,
@@ -239,6 +242,10 @@ fn what_a_container_cannot_have_is_told() {
     );
     run(&line("--disk-rate 1M --allow-unenforced")).ok();
     let tenant = start("ct-plain", "--net none");
+    refused(
+        "set ct-plain --disk-ops 5",
+        &["--disk-ops", "--allow-unenforced"],
+    );
     refused("disk add ct-plain 1G", &["container", "fief cp"]);
     refused("api ct-plain GET /", &["container"]);
     tenant.sh("true").ok();

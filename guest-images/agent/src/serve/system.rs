@@ -8,6 +8,8 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
+use crate::container;
+
 /// Reads `/proc`.
 ///
 /// # Errors
@@ -24,6 +26,8 @@ pub fn stats() -> io::Result<Stats> {
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
             .unwrap_or(0)
     };
+    let of_machine = (kib("MemTotal") * 1024, kib("MemAvailable") * 1024);
+    let (total, available) = container::memory(of_machine).unwrap_or(of_machine);
     let mut loads = load.split(' ').map(|value| value.parse().unwrap_or(0.0));
     let mut next = || loads.next().unwrap_or(0.0);
     let disk = statvfs("/")?;
@@ -48,8 +52,8 @@ pub fn stats() -> io::Result<Stats> {
             .and_then(|value| value.parse().ok())
             .unwrap_or(0.0),
         load: [next(), next(), next()],
-        memory_total_bytes: kib("MemTotal") * 1024,
-        memory_available_bytes: kib("MemAvailable") * 1024,
+        memory_total_bytes: total,
+        memory_available_bytes: available,
         cpu_busy_seconds: busy_seconds(&stat),
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
         disk: DiskUse {

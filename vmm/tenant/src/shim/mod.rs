@@ -18,7 +18,7 @@ use std::time::Instant;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 
-use crate::backend::container::{self, Container};
+use crate::backend::container::Container;
 use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError, Files};
 use crate::cgroup::{Group, Origin, Settings};
@@ -232,10 +232,11 @@ impl Life<'_> {
             }
         }
         if spec.isolation == Isolation::Container {
-            unlimited.extend(container::unenforced(&spec.limits));
             if !spec.allow_unenforced {
                 refuse_unenforced(&unlimited)?;
             }
+            let accepted = spec.limits.of_monitor().into_iter();
+            unlimited.extend(accepted.map(|flag| format!("{flag} is for virtual machines")));
         }
         let mut backend = backend_of(&locked.tenant, &spec, self.order, network, self.group)?;
         let mut spawned = backend.spawn()?;

@@ -47,6 +47,17 @@ impl Limits {
         Ok(())
     }
 
+    /// Those that are enforced by a monitor, which a container does not have.
+    pub fn of_monitor(&self) -> Vec<&'static str> {
+        let flags = [
+            ("--disk-rate", self.disk_rate.is_some()),
+            ("--disk-ops", self.disk_ops.is_some()),
+            ("--net-rate", self.net_rate.is_some()),
+        ];
+        let asked = flags.into_iter().filter(|(_, asked)| *asked);
+        asked.map(|(flag, _)| flag).collect()
+    }
+
     /// The disk's limiter; buckets of size 0 where there is no limit, which also takes back one that was set.
     pub fn disk_limiter(&self) -> RateLimiter {
         RateLimiter {

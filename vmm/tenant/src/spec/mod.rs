@@ -227,6 +227,10 @@ pub enum SpecError {
         "the variables take {0} bytes, more than the {MAX_ENV} that a command can be given; pass some in a file"
     )]
     MuchEnv(usize),
+    #[error(
+        "{0} cannot be enforced for a container; leave it out, use --isolation vm, or accept that with --allow-unenforced"
+    )]
+    Unenforced(String),
     #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
     LittleLog(Bytes),
     #[error("--log-files 0 is not possible; give 1 to 255")]
@@ -260,6 +264,7 @@ impl Spec {
             return Err(SpecError::User(user.clone()));
         }
         self.limits.check()?;
+        self.check_container()?;
         self.check_end()?;
         self.check_env()?;
         self.check_network()?;
@@ -275,6 +280,14 @@ impl Spec {
     /// Whether the tenant has the account that is named as it.
     pub fn has_account(&self) -> bool {
         !self.ssh_keys.is_empty() || self.keyless_account
+    }
+
+    fn check_container(&self) -> Result<(), SpecError> {
+        let limits = self.limits.of_monitor();
+        if self.isolation == Isolation::Container && !self.allow_unenforced && !limits.is_empty() {
+            return Err(SpecError::Unenforced(limits.join(" and ")));
+        }
+        Ok(())
     }
 
     fn check_end(&self) -> Result<(), SpecError> {

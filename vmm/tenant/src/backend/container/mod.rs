@@ -29,7 +29,7 @@ use super::{
 use crate::cgroup::Group;
 use crate::network::{self, NetworkError, Record};
 use crate::process::{Child, Process};
-use crate::spec::{Init, Limits, Spec};
+use crate::spec::{Init, Spec};
 use crate::store::{Reason, Tenant};
 
 use bundle::Description;
@@ -344,19 +344,6 @@ pub fn press_power_button(tenant: &Tenant, init: Init) -> io::Result<()> {
     let state = tenant.state().map_err(io::Error::other)?.ok_or_else(none)?;
     let process = state.monitor.and_then(Process::open_exactly);
     ask_to_end(&process.ok_or_else(none)?, init)
-}
-
-/// Limits that a monitor enforces and a container has nobody for, one clause each.
-pub fn unenforced(limits: &Limits) -> Vec<String> {
-    [
-        ("--disk-rate", limits.disk_rate.is_some()),
-        ("--disk-ops", limits.disk_ops.is_some()),
-        ("--net-rate", limits.net_rate.is_some()),
-    ]
-    .into_iter()
-    .filter(|(_, asked)| *asked)
-    .map(|(flag, _)| format!("{flag} is for virtual machines"))
-    .collect()
 }
 
 /// Makes the kernel end the runtime when this thread ends, and gives it the agent's socket.
