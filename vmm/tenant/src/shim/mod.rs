@@ -181,16 +181,17 @@ impl Life<'_> {
             };
             exit.restarts = self.restarts;
             let stopped = asked || !matches!(self.locked.tenant.stopped_by(), Ok(None));
-            if exit.reason == Reason::Reboot && !stopped {
-                self.reboots += 1;
-                self.locked.pause_run(&exit, &self.state(Phase::Starting))?;
-                continue;
-            }
             let policy = self.locked.tenant.spec()?.restart;
-            if stopped || !policy.again(exit.code, self.restarts) {
+            if stopped {
+                return Ok(exit);
+            } else if exit.reason == Reason::Reboot {
+                // Its own wish, which no policy is asked about; the pause keeps it from doing nothing else.
+                self.reboots += 1;
+            } else if policy.again(exit.code, self.restarts) {
+                self.restarts += 1;
+            } else {
                 return Ok(exit);
             }
-            self.restarts += 1;
             let state = self.state(Phase::Restarting);
             self.locked.pause_run(&exit, &state)?;
             let pause = pauses.after(since.elapsed());

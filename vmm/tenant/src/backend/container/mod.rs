@@ -91,12 +91,15 @@ pub struct Container {
     run: File,
     runtime: Runtime,
     process: Option<Process>,
+    /// The container's end of its console.
+    terminal: Option<OwnedFd>,
 }
 
 /// A container that is made, and not started yet.
 struct Made {
     child: Child,
     console: OwnedFd,
+    terminal: OwnedFd,
     messages: OwnedFd,
 }
 
@@ -124,6 +127,7 @@ impl Container {
             run,
             runtime,
             process: None,
+            terminal: None,
         })
     }
 
@@ -148,7 +152,15 @@ impl Container {
             .map_err(cannot("cannot make the console's socket"))?;
         let ids = ids::claim(&self.tenant)?;
         let messages = elsewhere(|| {
+            // The runtime works with all of these in the mount namespace that hides one place.
+            let needed = [
+                self.tenant.directory(),
+                &self.files.image,
+                &self.files.agent,
+                &self.runtime.path,
+            ];
             let root = root::mount_all(Layers {
+                place: root::place(&needed)?,
                 image: &self.files.image,
                 image_format: &self.files.image_format,
                 disk: &self.tenant.disk(self.spec.isolation),
@@ -164,7 +176,7 @@ impl Container {
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .and_then(Child::of)
             .map_err(cannot("cannot find the container's process"))?;
-        let console =
+        let (console, terminal) =
             console::receive(&console).map_err(cannot("cannot get the container's console"))?;
         if let Some(network) = &self.network {
             let inside = File::open(format!("/proc/{}/ns/net", child.id()))
@@ -174,6 +186,7 @@ impl Container {
         Ok(Made {
             child,
             console,
+            terminal,
             messages,
         })
     }
@@ -276,6 +289,7 @@ impl Backend for Container {
             }
         };
         self.process = Process::open(made.child.id().cast_signed());
+        self.terminal = Some(made.terminal);
         Ok(Spawned {
             child: made.child,
             console: made.console,

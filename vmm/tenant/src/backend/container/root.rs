@@ -26,9 +26,9 @@ use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
 use crate::network::elsewhere;
 
-/// Every system has this directory (Filesystem Hierarchy Standard, 3.12), and everybody may look into it: the runtime's
-/// second half runs with the tenant's ids, which may not pass the state directory.
-const PLACE: &str = "/mnt";
+/// Every system has these directories (Filesystem Hierarchy Standard, 3.11, 3.12, 3.17), and everybody may look into them: the
+/// runtime's second half runs with the tenant's ids, which may not pass the state directory.
+const PLACES: [&str; 3] = ["/mnt", "/media", "/srv"];
 /// How long the mounts of a run before may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
@@ -48,6 +48,10 @@ pub enum RootError {
         source: io::Error,
     },
     #[error(
+        "a container's root needs one of the directories {} that holds neither fief, its runtime nor the state directory", PLACES.join(", ")
+    )]
+    NoPlace,
+    #[error(
         "the disk {} is still mounted by a run of this tenant that has not ended; try again when it has", .0.display()
     )]
     InUse(PathBuf),
@@ -61,12 +65,29 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RootError {
 /// What a root is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Layers<'a> {
+    /// Where they are mounted, see [`place`].
+    pub place: &'static Path,
     pub image: &'a Path,
     /// `erofs` or `ext4`.
     pub image_format: &'a str,
     /// A file with an ext4 that nobody but this kernel has ever written.
     pub disk: &'a Path,
     pub ids: IdRange,
+}
+
+/// The place to mount a root at: one that hides none of the files that are needed afterwards.
+///
+/// # Errors
+/// All places hold some of them.
+pub fn place(needed: &[&Path]) -> Result<&'static Path, RootError> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let needed: Vec<_> = needed.iter().map(|path| real(path)).collect();
+    let is_free = |place: &&Path| {
+        let place = real(place);
+        place.is_dir() && !needed.iter().any(|path| path.starts_with(&place))
+    };
+    let mut places = PLACES.iter().map(Path::new);
+    places.find(is_free).ok_or(RootError::NoPlace)
 }
 
 /// Gives this thread a mount namespace of its own, which hears what is unmounted elsewhere, and mounts the root in it;
@@ -79,7 +100,7 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none))
         .map_err(|error| failed("make a mount namespace")(error.into()))?;
-    let place = Path::new(PLACE);
+    let place = layers.place;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
         Some("fief"),
@@ -88,7 +109,7 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
         flags,
         Some("size=64k,mode=0755"),
     )
-    .map_err(|error| failed(format!("mount a tmpfs on {PLACE}"))(error.into()))?;
+    .map_err(|error| failed(format!("mount a tmpfs on {}", place.display()))(error.into()))?;
     let [lower, disk, root] = ["image", "disk", "root"].map(|name| place.join(name));
     for path in [&lower, &disk, &root] {
         std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
@@ -246,3 +267,20 @@ const SUPERBLOCK: u64 = 1024;
 nix::ioctl_write_ptr!(resize, b'f', 16, u64);
 /// Linux, include/uapi/linux/securebits.h.
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_hides_nothing_that_is_needed() {
+        let found = |needed: &[&str]| {
+            let needed: Vec<_> = needed.iter().map(Path::new).collect();
+            place(&needed).map(|place| place.to_str().unwrap_or_default())
+        };
+        assert_eq!(found(&["/var/lib/x", "/usr/bin/crun"]).unwrap(), "/mnt");
+        assert_ne!(found(&["/mnt/large/state"]).unwrap(), "/mnt");
+        let error = found(&["/mnt/a", "/media/b", "/srv/c"]).unwrap_err();
+        assert!(error.to_string().contains("/mnt, /media, /srv"), "{error}");
+    }
+}
