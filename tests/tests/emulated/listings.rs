@@ -32,6 +32,66 @@ fn doctor_tells_what_this_machine_and_the_emulated_host_can_do() {
     assert_eq!(kvm.unwrap()["health"], "ok", "{inside}");
 }
 
+/// What `fief doctor`, in the emulated host with `hidden` mounted over something, says of a runtime: health, and all words.
+fn runtime_by_doctor(hidden: &str, name: &str) -> (String, String) {
+    // Mounts of its own: what hides a runtime is gone with the command.
+    let script = format!("unshare -m sh -ec '{hidden} fief --host native doctor --json'");
+    let report = json(&in_host(&script).ok());
+    let checks = report["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.unwrap_or_else(|| panic!("no {name} in {report}"));
+    let words = ["found", "remedy"].map(|key| check[key].as_str().unwrap_or_default());
+    (
+        check["health"].as_str().unwrap().to_owned(),
+        words.join("; "),
+    )
+}
+
+#[test]
+fn doctor_tries_each_oci_runtime_and_leaves_nothing_of_it() {
+    for name in ["crun", "runc"] {
+        let (health, words) = runtime_by_doctor("", name);
+        assert_eq!(health, "ok", "{words}");
+        assert!(
+            words.contains(&format!("makes containers here ({name} 1.")),
+            "{words}"
+        );
+    }
+    // The brackets keep the search from finding itself.
+    let left = "find /sys/fs/cgroup /tmp /run -name 'fief-tri[a]l-*'; ps ax | grep 'fief-tri[a]l-' || true";
+    assert_eq!(in_host(left).ok(), "");
+    in_host("mkdir /tmp/fief-trial-x").ok();
+    assert_eq!(in_host(left).ok(), "/tmp/fief-trial-x");
+    in_host("rmdir /tmp/fief-trial-x").ok();
+}
+
+#[test]
+fn doctor_says_how_to_install_a_runtime_and_in_its_own_words_why_one_is_broken() {
+    let hide = |name: &str| format!("mount --bind /dev/null $(command -v {name});");
+    let both = hide("crun") + &hide("runc");
+    for name in ["crun", "runc"] {
+        let (health, words) = runtime_by_doctor(&both, name);
+        assert_eq!(health, "warning", "{words}");
+        assert!(
+            words.contains(&format!("apt-get install {name}")),
+            "{words}"
+        );
+    }
+    // One is enough.
+    let (health, words) = runtime_by_doctor(&hide("runc"), "runc");
+    assert_eq!(health, "ok", "{words}");
+    assert!(words.contains("not installed"), "{words}");
+
+    let broken = "printf \"#!/bin/sh\\necho out of luck >&2; exit 1\\n\" > /tmp/broken-runc; \
+                  chmod 755 /tmp/broken-runc; mount --bind /tmp/broken-runc $(command -v runc);";
+    let (health, words) = runtime_by_doctor(broken, "runc");
+    assert_eq!(health, "warning", "{words}");
+    assert!(words.contains("does not work here: out of luck"), "{words}");
+    let (health, words) = runtime_by_doctor(broken, "crun");
+    assert_eq!(health, "ok", "{words}");
+    in_host("rm /tmp/broken-runc").ok();
+}
+
 #[test]
 fn host_status_tells_with_what_the_emulated_host_runs() {
     fief_tests::host();
