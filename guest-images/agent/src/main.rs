@@ -1,7 +1,7 @@
 //! The program inside a tenant: it sets the system up as PID 1 of the initramfs, then runs commands for `fief`.
 //!
-//! It has one thread. Started as PID 1 it reads its settings from the kernel command line; with `--listen-unix PATH` it
-//! serves as an ordinary program. See `docs/agent-protocol.md`.
+//! It has one thread. Started as PID 1 it reads its settings from the kernel command line, in a container (`--container
+//! WORD...`) from its arguments; with `--listen-unix PATH` it serves as an ordinary program. See `docs/agent-protocol.md`.
 
 #![cfg_attr(not(test), no_main)]
 
@@ -24,19 +24,20 @@ use fief_agent_proto::{AgentHello, InitMode, ShutdownAction, VERSION};
 
 use boot::Root;
 use serve::{Listener, Server};
-use settings::{Settings, Transport};
+use settings::{Place, Settings, Transport};
 
 /// The C entry point rather than Rust's: before `main`, Rust's runtime opens `/dev/null` for missing descriptors and
 /// aborts if it cannot, and PID 1 of an initramfs may have neither a console nor a `/dev`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code))]
 pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
-    if std::process::id() == 1 {
-        start_system();
-    }
     let words: Vec<_> = std::env::args_os().collect();
-    match words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..] {
-        [boot::BESIDE_NAME, ..] => serve_beside(),
+    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    if std::process::id() == 1 {
+        start_system(&words);
+    }
+    match words[..] {
+        [boot::BESIDE_NAME, ..] => serve_beside(&words),
         [_, b"--listen-unix", socket] => serve_program(path(socket), None),
         [_, b"--listen-unix", socket, b"--root", root] => {
             serve_program(path(socket), Some(path(root)))
@@ -51,7 +52,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         }
         _ => {
             eprintln!(
-                "usage: fief-agent --listen-unix PATH [--root DIR]   (or PID 1 of an initramfs)"
+                "usage: fief-agent --listen-unix PATH [--root DIR]   (or PID 1: of an initramfs; of a container, with --container WORD...)"
             );
             2
         }
@@ -82,21 +83,59 @@ fn hello(init: InitMode, problem: Option<String>) -> AgentHello {
     }
 }
 
+/// The words that a container's agent is given; none in a machine.
+fn container_words<'a>(words: &'a [&'a [u8]]) -> Option<&'a [&'a [u8]]> {
+    match words {
+        [_, boot::CONTAINER, words @ ..] => Some(words),
+        _ => None,
+    }
+}
+
+/// What this start is to be, and the way to the clients if the agent was given one. Messages go where people look.
+fn begin(words: &[&[u8]]) -> (Settings, Option<Listener>) {
+    let Some(words) = container_words(words) else {
+        log::to_kernel_log();
+        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        return (Settings::parse(&line, Place::Machine), None);
+    };
+    match Listener::inherited() {
+        // What /proc/cmdline says there is for the host.
+        Ok(listener) => (
+            Settings::parse(
+                &String::from_utf8_lossy(&words.join(&b' ')),
+                Place::Container,
+            ),
+            Some(listener),
+        ),
+        Err(error) => {
+            log::error(format!(
+                "descriptor 3 is no listening unix socket: {error}; a container's runtime passes it with --preserve-fds 1"
+            ));
+            std::process::exit(1)
+        }
+    }
+}
+
 /// PID 1: sets up the tenant's root, then serves or becomes the image's init. Never returns.
-fn start_system() -> ! {
-    boot::mount_kernel_file_systems();
-    log::to_kernel_log();
-    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+fn start_system(words: &[&[u8]]) -> ! {
+    match container_words(words) {
+        Some(_) => boot::belong_to_container(),
+        None => boot::mount_kernel_file_systems(),
+    }
+    let (settings, listener) = begin(words);
     for word in &settings.bad {
         log::error(format!(
-            "'{word}' on the kernel command line makes no sense to this agent; it is ignored"
+            "the setting '{word}' makes no sense to this agent here; it is ignored"
         ));
     }
-    boot::load_modules(&settings.modules);
-    let mut later = boot::later_modules();
-    if settings.network.is_some() {
-        // A command may use the network from its first moment.
-        boot::insert_modules(boot::take_network_driver(&mut later));
+    let mut later = Vec::new();
+    if settings.place == Place::Machine {
+        boot::load_modules(&settings.modules);
+        later = boot::later_modules();
+        if settings.network.is_some() {
+            // A command may use the network from its first moment.
+            boot::insert_modules(boot::take_network_driver(&mut later));
+        }
     }
     let (root, mut problem) = match Root::set_up(&settings) {
         Ok(root) => (root, None),
@@ -110,19 +149,23 @@ fn start_system() -> ! {
         // An init that looks for devices finds all of them.
         boot::insert_modules(later.drain(..));
         // Returns only if there is none.
-        let error = boot::become_image_init();
+        let error = boot::become_image_init(container_words(words));
         log::error(&error);
         problem = Some(error);
     }
     boot::prepare_without_init();
-    boot::make_device_nodes();
-    let action = serve(&settings, hello(InitMode::Agent, problem), later);
-    shutdown::end_system(&root, action)
+    if settings.place == Place::Machine {
+        boot::make_device_nodes();
+    }
+    let hello = hello(InitMode::Agent, problem);
+    let request = serve(&settings, listener, hello, later);
+    shutdown::end_system(&root, settings.place, request)
 }
 
 /// Serves as PID 1 until someone asks for an end.
 fn serve(
     settings: &Settings,
+    listener: Option<Listener>,
     hello: AgentHello,
     later: Vec<boot::Module>,
 ) -> fief_agent_proto::Shutdown {
@@ -137,7 +180,7 @@ fn serve(
             return powered_off;
         }
     };
-    connect(&mut server, &settings.transport);
+    connect(&mut server, listener, &settings.transport);
     boot::insert_modules_beside(later);
     server.run().unwrap_or_else(|error| {
         log::error(format!("cannot go on serving: {error}; powering off"));
@@ -146,7 +189,10 @@ fn serve(
 }
 
 /// Opens the way to the clients. Without one the system still runs, for its console and power button.
-fn connect(server: &mut Server, transport: &Transport) {
+fn connect(server: &mut Server, given: Option<Listener>, transport: &Transport) {
+    if let Some(listener) = given {
+        return server.listen(listener);
+    }
     match transport {
         Transport::Vsock => match Listener::vsock() {
             Ok(listener) => server.listen(listener),
@@ -164,11 +210,10 @@ fn connect(server: &mut Server, transport: &Transport) {
 }
 
 /// Beside the image's init.
-fn serve_beside() -> libc::c_int {
-    log::to_kernel_log();
+fn serve_beside(words: &[&[u8]]) -> libc::c_int {
+    let (settings, listener) = begin(words);
     // It was started through /proc/self/exe, so its name would be `exe`.
     let _ = nix::sys::prctl::set_name(c"fief-agent");
-    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let mut server = match Server::new(hello(InitMode::Image, None), settings.user.clone()) {
         Ok(server) => server,
         Err(error) => {
@@ -176,10 +221,10 @@ fn serve_beside() -> libc::c_int {
             return 1;
         }
     };
-    connect(&mut server, &settings.transport);
+    connect(&mut server, listener, &settings.transport);
     loop {
         match server.run() {
-            Ok(request) if request.force => shutdown::end_at_once(request.action),
+            Ok(request) if request.force => shutdown::end_at_once(settings.place, request.action),
             Ok(request) => Server::ask_init(request.action),
             Err(error) => {
                 log::error(format!("cannot go on serving: {error}"));

@@ -100,7 +100,7 @@ pub fn prepare_without_init() {
             format!("+{controller}"),
         );
     }
-    // Then ctrl-alt-del is a signal for PID 1 instead of an immediate reset.
+    // Then ctrl-alt-del is a signal for PID 1 instead of an immediate reset. A container has none and is refused.
     let _ = nix::sys::reboot::set_cad_enabled(false);
 }
 
