@@ -1,4 +1,4 @@
-//! Messages for people, in the kernel log when the agent starts the system, else on stderr.
+//! Messages for people, in the kernel log when the agent starts a machine's system, else on stderr.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};

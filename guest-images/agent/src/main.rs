@@ -1,13 +1,12 @@
 //! The program inside a tenant: it sets the system up as PID 1 of the initramfs, then runs commands for `fief`.
 //!
-//! It has one thread. Started as PID 1 it reads its settings from the kernel command line; with `--listen-unix PATH` it
-//! serves as an ordinary program. See `docs/agent-protocol.md`.
+//! It has one thread. Started as PID 1 it reads its settings from the kernel command line, in a container (`--container
+//! WORD...`) from its arguments; with `--listen-unix PATH` it serves as an ordinary program. See `docs/agent-protocol.md`.
 
 #![cfg_attr(not(test), no_main)]
 
 mod account;
 mod boot;
-mod container;
 mod copy;
 mod drive;
 mod grow;
@@ -25,7 +24,7 @@ use fief_agent_proto::{AgentHello, InitMode, ShutdownAction, VERSION};
 
 use boot::Root;
 use serve::{Listener, Server};
-use settings::{Settings, Transport};
+use settings::{Place, Settings, Transport};
 
 /// The C entry point rather than Rust's: before `main`, Rust's runtime opens `/dev/null` for missing descriptors and
 /// aborts if it cannot, and PID 1 of an initramfs may have neither a console nor a `/dev`.
@@ -34,19 +33,12 @@ use settings::{Settings, Transport};
 pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
     let words: Vec<_> = std::env::args_os().collect();
     let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    // A container that only asks for the version has it as its first process.
+    if std::process::id() == 1 && words[1..] != [b"--version"] {
+        start_system(&words);
+    }
     match words[..] {
-        [_, b"--container", ref settings @ ..] if std::process::id() == 1 => {
-            start_container(&String::from_utf8_lossy(&settings.join(&b' ')))
-        }
-        // A container that only asks for the version has it as its first process.
-        _ if std::process::id() == 1 && words[1..] != [b"--version"] => start_system(),
-        [boot::BESIDE_NAME] => {
-            serve_beside(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default())
-        }
-        [boot::BESIDE_NAME, settings] => {
-            container::enter();
-            serve_beside(&String::from_utf8_lossy(settings))
-        }
+        [boot::BESIDE_NAME, ..] => serve_beside(&words),
         [_, b"--listen-unix", socket] => serve_program(path(socket), None),
         [_, b"--listen-unix", socket, b"--root", root] => {
             serve_program(path(socket), Some(path(root)))
@@ -61,7 +53,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         }
         _ => {
             eprintln!(
-                "usage: fief-agent --listen-unix PATH [--root DIR]   (or PID 1 of an initramfs)"
+                "usage: fief-agent --listen-unix PATH [--root DIR]   (or PID 1: of an initramfs; of a container, with --container WORD...)"
             );
             2
         }
@@ -92,17 +84,59 @@ fn hello(init: InitMode, problem: Option<String>) -> AgentHello {
     }
 }
 
+/// The words that a container's agent is given; none in a machine.
+fn container_words<'a>(words: &'a [&'a [u8]]) -> Option<&'a [&'a [u8]]> {
+    match words {
+        [_, boot::CONTAINER, words @ ..] => Some(words),
+        _ => None,
+    }
+}
+
+/// What this start is to be, and the way to the clients if the agent was given one. Messages go where people look.
+fn begin(words: &[&[u8]]) -> (Settings, Option<Listener>) {
+    let Some(words) = container_words(words) else {
+        log::to_kernel_log();
+        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        return (Settings::parse(&line, Place::Machine), None);
+    };
+    match Listener::inherited() {
+        // What /proc/cmdline says there is for the host.
+        Ok(listener) => (
+            Settings::parse(
+                &String::from_utf8_lossy(&words.join(&b' ')),
+                Place::Container,
+            ),
+            Some(listener),
+        ),
+        Err(error) => {
+            log::error(format!(
+                "descriptor 3 is no listening unix socket: {error}; a container's runtime passes it with --preserve-fds 1"
+            ));
+            std::process::exit(1)
+        }
+    }
+}
+
 /// PID 1: sets up the tenant's root, then serves or becomes the image's init. Never returns.
-fn start_system() -> ! {
-    boot::mount_kernel_file_systems();
-    log::to_kernel_log();
-    let settings = Settings::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    tell_bad(&settings, "on the kernel command line");
-    boot::load_modules(&settings.modules);
-    let mut later = boot::later_modules();
-    if settings.network.is_some() {
-        // A command may use the network from its first moment.
-        boot::insert_modules(boot::take_network_driver(&mut later));
+fn start_system(words: &[&[u8]]) -> ! {
+    match container_words(words) {
+        Some(_) => boot::belong_to_container(),
+        None => boot::mount_kernel_file_systems(),
+    }
+    let (settings, listener) = begin(words);
+    for word in &settings.bad {
+        log::error(format!(
+            "the setting '{word}' makes no sense to this agent here; it is ignored"
+        ));
+    }
+    let mut later = Vec::new();
+    if settings.place == Place::Machine {
+        boot::load_modules(&settings.modules);
+        later = boot::later_modules();
+        if settings.network.is_some() {
+            // A command may use the network from its first moment.
+            boot::insert_modules(boot::take_network_driver(&mut later));
+        }
     }
     let (root, mut problem) = match Root::set_up(&settings) {
         Ok(root) => (root, None),
@@ -116,46 +150,23 @@ fn start_system() -> ! {
         // An init that looks for devices finds all of them.
         boot::insert_modules(later.drain(..));
         // Returns only if there is none.
-        let error = boot::become_image_init(None);
+        let error = boot::become_image_init(container_words(words));
         log::error(&error);
         problem = Some(error);
     }
     boot::prepare_without_init();
-    boot::make_device_nodes();
-    let action = serve(&settings, hello(InitMode::Agent, problem), later);
-    shutdown::end_system(&root, action)
-}
-
-/// PID 1 of a container, whose root is there already. Never returns.
-fn start_container(words: &str) -> ! {
-    container::enter();
-    let line = format!("{words} fief.agent=inherited");
-    let settings = Settings::parse(&line);
-    tell_bad(&settings, "among its arguments");
-    boot::prepare(&settings);
-    let mut problem = None;
-    if settings.init == InitMode::Image {
-        // Returns only if there is none.
-        let error = boot::become_image_init(Some(&line));
-        log::error(&error);
-        problem = Some(error);
+    if settings.place == Place::Machine {
+        boot::make_device_nodes();
     }
-    boot::prepare_without_init();
-    let action = serve(&settings, hello(InitMode::Agent, problem), Vec::new());
-    shutdown::end_system(&Root::default(), action)
-}
-
-fn tell_bad(settings: &Settings, place: &str) {
-    for word in &settings.bad {
-        log::error(format!(
-            "'{word}' {place} makes no sense to this agent; it is ignored"
-        ));
-    }
+    let hello = hello(InitMode::Agent, problem);
+    let request = serve(&settings, listener, hello, later);
+    shutdown::end_system(&root, settings.place, request)
 }
 
 /// Serves as PID 1 until someone asks for an end.
 fn serve(
     settings: &Settings,
+    listener: Option<Listener>,
     hello: AgentHello,
     later: Vec<boot::Module>,
 ) -> fief_agent_proto::Shutdown {
@@ -170,7 +181,7 @@ fn serve(
             return powered_off;
         }
     };
-    connect(&mut server, &settings.transport);
+    connect(&mut server, listener, &settings.transport);
     boot::insert_modules_beside(later);
     server.run().unwrap_or_else(|error| {
         log::error(format!("cannot go on serving: {error}; powering off"));
@@ -179,19 +190,15 @@ fn serve(
 }
 
 /// Opens the way to the clients. Without one the system still runs, for its console and power button.
-fn connect(server: &mut Server, transport: &Transport) {
+fn connect(server: &mut Server, given: Option<Listener>, transport: &Transport) {
+    if let Some(listener) = given {
+        return server.listen(listener);
+    }
     match transport {
         Transport::Vsock => match Listener::vsock() {
             Ok(listener) => server.listen(listener),
             Err(error) => log::error(format!(
                 "cannot listen on vsock: {error}; the machine needs a vsock device and the initramfs its modules"
-            )),
-        },
-        Transport::Inherited => match Listener::inherited() {
-            Ok(listener) => server.listen(listener),
-            Err(error) => log::error(format!(
-                "descriptor {} is no listening socket: {error}; a container is started by fief itself",
-                container::LISTENER
             )),
         },
         Transport::Serial(name) => match boot::wait_for(|| serve::open_serial(name).ok()) {
@@ -204,13 +211,10 @@ fn connect(server: &mut Server, transport: &Transport) {
 }
 
 /// Beside the image's init.
-fn serve_beside(line: &str) -> libc::c_int {
-    if !container::is_here() {
-        log::to_kernel_log();
-    }
+fn serve_beside(words: &[&[u8]]) -> libc::c_int {
+    let (settings, listener) = begin(words);
     // It was started through /proc/self/exe, so its name would be `exe`.
     let _ = nix::sys::prctl::set_name(c"fief-agent");
-    let settings = Settings::parse(line);
     let mut server = match Server::new(hello(InitMode::Image, None), settings.user.clone()) {
         Ok(server) => server,
         Err(error) => {
@@ -218,10 +222,10 @@ fn serve_beside(line: &str) -> libc::c_int {
             return 1;
         }
     };
-    connect(&mut server, &settings.transport);
+    connect(&mut server, listener, &settings.transport);
     loop {
         match server.run() {
-            Ok(request) if request.force => shutdown::end_at_once(request.action),
+            Ok(request) if request.force => shutdown::end_at_once(settings.place, request.action),
             Ok(request) => Server::ask_init(request.action),
             Err(error) => {
                 log::error(format!("cannot go on serving: {error}"));

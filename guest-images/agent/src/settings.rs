@@ -1,12 +1,21 @@
-//! What the kernel command line asks for.
+//! What the kernel command line asks for, or the arguments in a container.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fief_agent_proto::InitMode;
 
+/// What the agent is process 1 of, or beside process 1 of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Machine,
+    /// Whoever made it has mounted everything and given a listening socket; the kernel is the host's.
+    Container,
+}
+
 /// Settings of one boot. Unknown `fief.` words are reported and otherwise ignored: an older agent still boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    pub place: Place,
     /// `fief.root=`: serial number of the drive with the image; none: stay in the initramfs.
     pub root: Option<String>,
     /// `fief.rootfstype=`: `erofs`, `ext4`, or `auto` (None): the superblock tells.
@@ -17,7 +26,7 @@ pub struct Settings {
     pub init: InitMode,
     /// `fief.hostname=`.
     pub hostname: Option<String>,
-    /// `fief.agent=vsock|inherited|serial[:port]`.
+    /// `fief.agent=vsock|serial[:port]`.
     pub transport: Transport,
     /// `fief.user=`: whom commands run as unless they say.
     pub user: Option<String>,
@@ -50,8 +59,6 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     Vsock,
-    /// A listening socket that was handed over.
-    Inherited,
     /// Name of a virtio-serial port, or of a device in `/dev`.
     Serial(String),
 }
@@ -60,9 +67,10 @@ pub enum Transport {
 const DEFAULT_PORT: &str = "fief.agent";
 
 impl Settings {
-    /// Reads a kernel command line (`/proc/cmdline`).
-    pub fn parse(line: &str) -> Settings {
+    /// Reads a machine's kernel command line (`/proc/cmdline`), or a container's words with a space between.
+    pub fn parse(line: &str, place: Place) -> Settings {
         let mut settings = Settings {
+            place,
             root: None,
             root_type: None,
             disk: None,
@@ -106,6 +114,12 @@ impl Settings {
     fn set(&mut self, name: &str, value: &str) -> bool {
         match (name, value) {
             (_, "") => return false,
+            // A container has its root, no drives and no modules, and is reached in one way.
+            ("root" | "rootfstype" | "disk" | "modulesdrive" | "modules" | "agent", _)
+                if self.place == Place::Container =>
+            {
+                return false;
+            }
             ("root", _) => self.root = Some(value.to_owned()),
             ("rootfstype", "auto") => self.root_type = None,
             ("rootfstype", "erofs" | "ext4") => self.root_type = Some(value.to_owned()),
@@ -114,7 +128,6 @@ impl Settings {
             ("init", "agent") => self.init = InitMode::Agent,
             ("init", "image") => self.init = InitMode::Image,
             ("hostname", _) => self.hostname = Some(value.to_owned()),
-            ("agent", "inherited") => self.transport = Transport::Inherited,
             ("agent", "vsock") => self.transport = Transport::Vsock,
             ("agent", "serial") => self.transport = Transport::Serial(DEFAULT_PORT.to_owned()),
             ("agent", _) => match value.strip_prefix("serial:") {
@@ -179,11 +192,15 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 mod tests {
     use super::*;
 
+    fn parse(line: &str) -> Settings {
+        Settings::parse(line, Place::Machine)
+    }
+
     #[test]
     fn the_network_is_read_as_a_whole() {
         let line = "fief.mac=02:0a:63:00:00:02 fief.address=10.99.0.2/32 fief.gateway=10.99.0.1 fief.mtu=1400 \
                     fief.address6=fd00::2/128 fief.gateway6=fd00::1 fief.dns=192.0.2.1,2001:db8::1 fief.hostname=a";
-        let settings = Settings::parse(line);
+        let settings = parse(line);
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let network = Network {
             mac: [2, 10, 99, 0, 0, 2],
@@ -194,7 +211,7 @@ mod tests {
         };
         assert_eq!(settings.network, Some(network));
         assert!(settings.bad.is_empty(), "{:?}", settings.bad);
-        let bare = Settings::parse("fief.mac=02:0a:63:00:00:02 fief.address=10.99.0.2").network;
+        let bare = parse("fief.mac=02:0a:63:00:00:02 fief.address=10.99.0.2").network;
         assert_eq!(bare.unwrap().addresses, [(ip("10.99.0.2"), 32)]);
     }
 
@@ -210,9 +227,9 @@ mod tests {
             "fief.dns=192.0.2.1,",
             "fief.mtu=-1",
         ] {
-            assert_eq!(Settings::parse(word).bad, [word]);
+            assert_eq!(parse(word).bad, [word]);
         }
-        let settings = Settings::parse("fief.address=10.99.0.2/32");
+        let settings = parse("fief.address=10.99.0.2/32");
         assert_eq!(settings.network, None);
         assert!(settings.bad[0].contains("fief.mac"));
     }
@@ -221,7 +238,7 @@ mod tests {
     fn every_setting_is_read_and_other_words_are_left_alone() {
         let line = "console=ttyS0 fief.root=root0 fief.rootfstype=ext4 fief.disk=disk0 fief.init=image quiet \
                     fief.hostname=alice fief.agent=serial:port.7 fief.user=ann:staff fief.modules=a,b fief.modulesdrive=m root=/dev/vda";
-        let settings = Settings::parse(line);
+        let settings = parse(line);
         assert_eq!(settings.root.as_deref(), Some("root0"));
         assert_eq!(settings.root_type.as_deref(), Some("ext4"));
         assert_eq!(settings.disk.as_deref(), Some("disk0"));
@@ -237,22 +254,45 @@ mod tests {
     #[test]
     fn words_that_make_no_sense_are_named_and_change_nothing() {
         let line = "fief.root= fief.init=systemd fief.agent=serial:../x fief.agent=tcp fief.rootfstype=xfs fief.new=1";
-        let settings = Settings::parse(line);
+        let settings = parse(line);
         assert_eq!(settings.bad.len(), 6);
         assert_eq!(
             Settings {
                 bad: Vec::new(),
                 ..settings
             },
-            Settings::parse("")
+            parse("")
         );
     }
 
     #[test]
     fn serial_without_a_name_means_the_default_port() {
         assert_eq!(
-            Settings::parse("fief.agent=serial").transport,
+            parse("fief.agent=serial").transport,
             Transport::Serial("fief.agent".into())
         );
+    }
+
+    #[test]
+    fn a_container_takes_the_same_words_but_those_about_what_a_machine_has() {
+        let shared = "fief.init=image fief.hostname=a fief.user=ann fief.mac=02:0a:63:00:00:02 fief.mtu=1400";
+        let machines = "fief.root=r fief.rootfstype=erofs fief.disk=d fief.modulesdrive=m fief.modules=a fief.agent=vsock";
+        let settings = Settings::parse(&format!("{shared} {machines}"), Place::Container);
+        assert_eq!(
+            settings.bad,
+            machines.split_whitespace().collect::<Vec<_>>()
+        );
+        let control = Settings {
+            place: Place::Container,
+            ..parse(shared)
+        };
+        assert_eq!(
+            Settings {
+                bad: Vec::new(),
+                ..settings
+            },
+            control
+        );
+        assert!(parse(machines).bad.is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! The orderly end of a system whose PID 1 is the agent.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use fief_agent_proto::{Shutdown, ShutdownAction};
@@ -10,13 +11,14 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::boot::Root;
-use crate::{container, log};
+use crate::log;
+use crate::settings::Place;
 
 /// How long programs may take to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends every process, makes the file systems clean, and powers off or reboots.
-pub fn end_system(root: &Root, request: Shutdown) -> ! {
+pub fn end_system(root: &Root, place: Place, request: Shutdown) -> ! {
     if !request.force {
         // A shell ignores SIGTERM and leaves on SIGHUP; a stopped program can act on neither.
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCONT] {
@@ -30,34 +32,37 @@ pub fn end_system(root: &Root, request: Shutdown) -> ! {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // What SIGKILL does not end is stuck in the kernel: do not wait for it for ever.
     all_ended(Some(Instant::now() + PATIENCE));
-    write_out();
-    root.make_read_only();
-    end_at_once(request.action)
+    if place == Place::Machine {
+        nix::unistd::sync();
+        root.make_read_only();
+    }
+    end_at_once(place, request.action)
 }
 
-/// Powers off or reboots without asking anybody.
-pub fn end_at_once(action: ShutdownAction) -> ! {
-    write_out();
+/// Powers off or reboots without asking anybody. The kernel ends a container's processes, and its PID 1 with SIGINT for a
+/// power-off, with SIGHUP for a reboot (reboot(2)).
+pub fn end_at_once(place: Place, action: ShutdownAction) -> ! {
+    match place {
+        Place::Machine => nix::unistd::sync(),
+        // Only its own: `sync` would wait for all that the host has to write.
+        Place::Container => drop(File::open("/").map(nix::unistd::syncfs)),
+    }
     let mode = match action {
         ShutdownAction::Poweroff => RebootMode::RB_POWER_OFF,
         ShutdownAction::Reboot => RebootMode::RB_AUTOBOOT,
     };
     let Err(error) = reboot(mode);
-    if container::is_here() {
-        container::exit(action);
+    if place == Place::Container && std::process::id() == 1 {
+        // Not allowed to, so its end says the same.
+        std::process::exit(match action {
+            ShutdownAction::Poweroff => 0,
+            ShutdownAction::Reboot => 128 + libc::SIGHUP,
+        });
     }
     log::error(format!("the kernel refuses to end the system: {error}"));
     loop {
         // PID 1 must not end; nothing else is left to do.
         nix::unistd::pause();
-    }
-}
-
-fn write_out() {
-    if container::is_here() {
-        container::sync();
-    } else {
-        nix::unistd::sync();
     }
 }
 

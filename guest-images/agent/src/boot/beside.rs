@@ -11,15 +11,21 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::{ForkResult, execve, fork, setsid};
 
-use crate::{container, log};
+use crate::log;
+use crate::serve::INHERITED;
 
 /// The agent's first argument when it runs beside an init.
 pub const BESIDE_NAME: &[u8] = b"@fief-agent";
+
+/// The argument before a container's settings.
+pub const CONTAINER: &[u8] = b"--container";
 
 /// Where an init may be, in the order of the kernel's own search.
 const INITS: [&str; 4] = [
@@ -30,9 +36,9 @@ const INITS: [&str; 4] = [
 ];
 const CGROUP: &str = "/sys/fs/cgroup/fief-agent";
 
-/// Starts the agent's copy and becomes the image's init; returns only if that fails, with the reason.
-/// In a container the copy is given `settings`, as it cannot read them from the kernel's command line.
-pub fn become_image_init(settings: Option<&str>) -> String {
+/// Starts the agent's copy and becomes the image's init; returns only if that fails, with the reason. `container`: the
+/// settings there, for the copy.
+pub fn become_image_init(container: Option<&[&[u8]]>) -> String {
     let executable = |path: &&&str| {
         Path::new(path)
             .metadata()
@@ -46,7 +52,7 @@ pub fn become_image_init(settings: Option<&str>) -> String {
     };
     // SAFETY: the agent has one thread, so the child may do what it likes.
     match unsafe { fork() } {
-        Ok(ForkResult::Child) => become_beside(settings),
+        Ok(ForkResult::Child) => become_beside(container),
         Ok(ForkResult::Parent { .. }) => {}
         Err(error) => return format!("cannot start the agent beside the image's init: {error}"),
     }
@@ -59,33 +65,36 @@ pub fn become_image_init(settings: Option<&str>) -> String {
         c"TERM=linux",
         c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ];
-    if settings.is_some() {
-        // How an init is told that devices and clocks are not its own (systemd.io, "The Container Interface").
+    if container.is_some() {
+        // By this an init knows that the kernel is not its own (systemd.io, "The Container Interface").
         env.push(c"container=fief");
-        // The socket is the copy's.
-        // SAFETY: takes numbers only.
-        unsafe { libc::fcntl(container::LISTENER, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     let Err(error) = execve(&path, &[&path], &env);
     format!("cannot run the image's {init}: {error}")
 }
 
 /// In the child.
-fn become_beside(settings: Option<&str>) -> ! {
+fn become_beside(container: Option<&[&[u8]]>) -> ! {
     let _ = setsid();
-    let has_groups = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
     let own_group =
         fs::create_dir_all(CGROUP).and_then(|()| fs::write(format!("{CGROUP}/cgroup.procs"), "0"));
+    // A container's host may have no cgroup2, or lend none.
     if let Err(error) = own_group
-        && has_groups
+        && container.is_none()
     {
         log::error(format!("the agent has no cgroup of its own: {error}"));
     }
-    let name = CString::new(BESIDE_NAME).unwrap_or_default();
-    let mut arguments = vec![name];
-    arguments.extend(settings.and_then(|line| CString::new(line).ok()));
+    let mut words = vec![BESIDE_NAME];
+    if let Some(settings) = container {
+        words.push(CONTAINER);
+        words.extend(settings);
+        // SAFETY: the listening socket is open, in PID 1's hands and so in this child's.
+        let socket = unsafe { BorrowedFd::borrow_raw(INHERITED) };
+        let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty()));
+    }
+    let words: Vec<CString> = words.into_iter().flat_map(CString::new).collect();
     let no_env: [&std::ffi::CStr; 0] = [];
-    let Err(error) = execve(c"/proc/self/exe", &arguments, &no_env);
+    let Err(error) = execve(c"/proc/self/exe", &words, &no_env);
     log::error(format!("cannot run the agent beside the init: {error}"));
     // SAFETY: a forked child leaves without its parent's exit handlers.
     unsafe { libc::_exit(1) }

@@ -20,7 +20,7 @@ const ON_LINK: u32 = 4;
 pub fn set_up(network: &Network) -> Vec<String> {
     let Some((name, index)) = wait_for(|| find(network.mac)) else {
         return vec![format!(
-            "no interface has the address {}; is virtio_net in the kernel or the initramfs?",
+            "no interface has the address {}; a machine needs virtio_net in its kernel or initramfs",
             network.mac.map(|byte| format!("{byte:02x}")).join(":")
         )];
     };
@@ -64,6 +64,10 @@ fn find(mac: [u8; 6]) -> Option<(String, u32)> {
 
 fn switch_off(interface: &str, setting: &str) -> Result<(), String> {
     let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
+    // In a container it may be off and not for the agent to write.
+    if fs::read_to_string(&path).is_ok_and(|found| found.trim_end() == "0") {
+        return Ok(());
+    }
     match fs::write(&path, "0") {
         // A kernel without IPv6 has nothing to switch off.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{path}: {error}")),

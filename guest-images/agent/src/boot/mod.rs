@@ -1,4 +1,4 @@
-//! From the initramfs to the tenant's root.
+//! From the initramfs to the tenant's root; in a container, what its runtime does not do.
 
 mod beside;
 mod device_nodes;
@@ -12,7 +12,7 @@ mod root;
 
 use std::time::{Duration, Instant};
 
-pub use beside::{BESIDE_NAME, become_image_init};
+pub use beside::{BESIDE_NAME, CONTAINER, become_image_init};
 pub use device_nodes::make as make_device_nodes;
 pub use modules::{
     Module, insert as insert_modules, insert_beside as insert_modules_beside,
@@ -22,7 +22,7 @@ pub use mounts::{mount_kernel_file_systems, prepare_without_init};
 pub use root::{Root, find_drive};
 
 use crate::log;
-use crate::settings::Settings;
+use crate::settings::{Place, Settings};
 
 /// How long a device may take to appear.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
@@ -41,9 +41,19 @@ pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
+/// A container ends with the process that keeps it, and its console is nobody's terminal, as a machine's is nobody's:
+/// a Ctrl-C there is no signal to PID 1. Whoever's init PID 1 becomes, this stays.
+pub fn belong_to_container() {
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    // SAFETY: TIOCNOTTY takes no argument. The SIGHUP that it brings ends no PID 1, and without a terminal it fails.
+    unsafe { libc::ioctl(0, libc::TIOCNOTTY) };
+}
+
 /// What every tenant needs, whoever its init is.
 pub fn prepare(settings: &Settings) {
-    mounts::mount_common();
+    if settings.place == Place::Machine {
+        mounts::mount_common();
+    }
     network::loopback_up();
     crate::provide::forget_names();
     if let Some(network) = &settings.network {

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::Path;
+use std::os::unix::fs::symlink;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -101,22 +100,12 @@ pub fn prepare_without_init() {
             format!("+{controller}"),
         );
     }
-    // Then ctrl-alt-del is a signal for PID 1 instead of an immediate reset.
+    // Then ctrl-alt-del is a signal for PID 1 instead of an immediate reset. A container has none and is refused.
     let _ = nix::sys::reboot::set_cad_enabled(false);
-}
-
-/// By the kernel, or a container's runtime.
-fn is_mounted(target: &str) -> bool {
-    let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
-    let target = Path::new(target);
-    device(target).is_some_and(|here| target.parent().and_then(device) != Some(here))
 }
 
 fn mount_at(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) {
     let _ = fs::create_dir_all(target);
-    if is_mounted(target) {
-        return;
-    }
     match mount(Some(source), target, Some(kind), flags, Some(data)) {
         // Mounted already, by the kernel (devtmpfs) or an earlier step.
         Ok(()) | Err(Errno::EBUSY) => {}

@@ -46,7 +46,10 @@ pub fn loopback_up() {
 /// # Errors
 /// The kernel's, or the file system's.
 pub fn set_name(name: &str) -> io::Result<()> {
-    nix::unistd::sethostname(name)?;
+    // A container's runtime may have set it, and be the only one that may.
+    if nix::unistd::gethostname()? != *name {
+        nix::unistd::sethostname(name)?;
+    }
     fs::create_dir_all("/etc")?;
     if fs::read_to_string("/etc/hostname")
         .unwrap_or_default()

@@ -10,8 +10,8 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 
 use super::wait_for;
 use crate::grow;
+use crate::log;
 use crate::settings::Settings;
-use crate::{container, log};
 
 const LOWER: &str = "/fief/lower";
 const DISK: &str = "/fief/disk";
@@ -90,10 +90,6 @@ impl Root {
 
     /// Writes everything out and makes the disk clean, after all processes have ended.
     pub fn make_read_only(&self) {
-        if container::is_here() {
-            // Its file systems are the host's.
-            return;
-        }
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         // The overlay first: it then writes no more to the disk.
         let _ = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);

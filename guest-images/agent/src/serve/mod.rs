@@ -27,12 +27,16 @@ use crate::log;
 use crate::provide::Sshd;
 use button::PowerButtons;
 use session::{Context, Session};
-pub use transport::{Listener, open_serial};
+pub use transport::{INHERITED, Listener, open_serial};
 
 /// Clients at once on a listener; more wait in its backlog.
 const MAX_SESSIONS: usize = 64;
 /// How often a serial port without a host side is looked at if no signal comes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What systemd takes as a request for an end, from SIGRTMIN on (systemd(1), "Signals").
+const POWEROFF: i32 = 4;
+const REBOOT: i32 = 5;
 
 /// What [`Server::run`] needs.
 #[derive(Debug)]
@@ -69,6 +73,13 @@ impl Server {
         // SIGIO is a serial port's host side; what the others ask for says `asked_by`.
         use Signal::{SIGCHLD, SIGINT, SIGIO, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2};
         set.extend([SIGCHLD, SIGINT, SIGIO, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2]);
+        let mut set = *set.as_ref();
+        for number in [POWEROFF, REBOOT] {
+            // SAFETY: the set is valid, and the number is a signal's.
+            unsafe { libc::sigaddset(&raw mut set, libc::SIGRTMIN() + number) };
+        }
+        // SAFETY: it began as an empty set.
+        let set = unsafe { SigSet::from_sigset_t_unchecked(set) };
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let buttons = if hello.init == InitMode::Agent {
@@ -256,12 +267,9 @@ impl Server {
 
     fn take_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            let signal = i32::try_from(signal.ssi_signo)
-                .ok()
-                .and_then(|number| Signal::try_from(number).ok());
-            if let Some(action) =
-                signal.and_then(|signal| asked_by(signal, self.context.hello.init))
-            {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or(libc::SIGCHLD);
+            let outside = signal.ssi_pid == 0;
+            if let Some(action) = asked_by(number, outside, self.context.hello.init) {
                 self.ask_for(action);
             }
         }
@@ -310,10 +318,10 @@ impl Server {
     /// Has the image's init end the system, because only it knows how to stop its services.
     pub fn ask_init(action: ShutdownAction) {
         let (program, realtime) = match action {
-            ShutdownAction::Poweroff => ("poweroff", 4),
-            ShutdownAction::Reboot => ("reboot", 5),
+            ShutdownAction::Poweroff => ("poweroff", POWEROFF),
+            ShutdownAction::Reboot => ("reboot", REBOOT),
         };
-        // systemd takes SIGRTMIN+4 and +5 (systemd(1), "Signals") from the first moment; its commands need D-Bus.
+        // systemd takes signals from the first moment; its commands need D-Bus.
         let init = std::fs::read_link("/proc/1/exe").unwrap_or_default();
         if init.file_name().is_some_and(|name| name == "systemd") {
             // SAFETY: kill has no memory effects.
@@ -334,13 +342,18 @@ impl Server {
     }
 }
 
-/// What a signal to the agent asks for.
-fn asked_by(signal: Signal, init: InitMode) -> Option<ShutdownAction> {
+/// What a signal to the agent asks for. `outside`: the sender is no process of this container (or it is the kernel).
+fn asked_by(signal: i32, outside: bool, init: InitMode) -> Option<ShutdownAction> {
     match (init, signal) {
         // Whatever happens beside the image's init is that init's to decide.
-        (InitMode::Image, _) | (_, Signal::SIGCHLD | Signal::SIGIO) => None,
+        (InitMode::Image, _) | (_, libc::SIGCHLD | libc::SIGIO) => None,
+        // A container's power button.
+        (InitMode::Agent, libc::SIGTERM) if outside => Some(ShutdownAction::Poweroff),
         // The kernel's ctrl-alt-del, and what busybox's `reboot` sends to PID 1.
-        (InitMode::Agent, Signal::SIGINT | Signal::SIGTERM) => Some(ShutdownAction::Reboot),
+        (InitMode::Agent, libc::SIGINT | libc::SIGTERM) => Some(ShutdownAction::Reboot),
+        (InitMode::Agent, number) if number == libc::SIGRTMIN() + REBOOT => {
+            Some(ShutdownAction::Reboot)
+        }
         // A failing power supply, and busybox's `halt` and `poweroff`; for a program, any of them.
         _ => Some(ShutdownAction::Poweroff),
     }

@@ -398,8 +398,12 @@ impl Session {
                 Ok(Frame::json(id, Kind::Done, &stats))
             }
             Kind::SetClock => {
-                system::set_clock(parse::<SetClock>(frame)?)
-                    .map_err(|error| io_error("cannot set the clock", &error))?;
+                system::set_clock(parse::<SetClock>(frame)?).map_err(|error| {
+                    io_error(
+                        "cannot set the clock, which is the host's in a container",
+                        &error,
+                    )
+                })?;
                 done
             }
             Kind::Provide => {

@@ -2,16 +2,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use fief_agent_proto::AGENT_PORT;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, VsockAddr};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, VsockAddr,
+    sockopt,
+};
 use nix::sys::termios;
 
-use crate::container;
+/// Where a container's agent finds its socket: the first descriptor after the standard ones.
+pub const INHERITED: RawFd = 3;
 
 /// A socket clients connect to.
 #[derive(Debug)]
@@ -46,18 +51,23 @@ impl Listener {
         Ok(Listener::Unix(listener))
     }
 
-    /// The listening socket that was handed over.
+    /// Takes the unix socket that listens as descriptor [`INHERITED`]. To be called once, before anything else is opened;
+    /// no program that is started gets it.
     ///
     /// # Errors
-    /// It is none.
+    /// There is no such descriptor, or it is something else.
     pub fn inherited() -> io::Result<Listener> {
-        // SAFETY: whoever started this program put a descriptor of this number there for it, and it is taken once.
-        let socket = unsafe { OwnedFd::from_raw_fd(container::LISTENER) };
-        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        if !socket::getsockopt(&socket, socket::sockopt::AcceptConn)? {
-            return Err(io::ErrorKind::InvalidInput.into());
+        // SAFETY: only looked at until it is known to be what it should be. Nothing here has opened it.
+        let found = unsafe { BorrowedFd::borrow_raw(INHERITED) };
+        fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        let listens = socket::getsockopt(&found, sockopt::AcceptConn)?;
+        let kind = socket::getsockopt(&found, sockopt::SockType)?;
+        let address: SockaddrStorage = socket::getsockname(INHERITED)?;
+        if !listens || kind != SockType::Stream || address.family() != Some(AddressFamily::Unix) {
+            return Err(Errno::EINVAL.into());
         }
-        let listener = UnixListener::from(socket);
+        // SAFETY: it is open, and from here on the listener's alone.
+        let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(INHERITED) });
         listener.set_nonblocking(true)?;
         Ok(Listener::Unix(listener))
     }
