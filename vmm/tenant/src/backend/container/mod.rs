@@ -26,7 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::{
     AGENT_SOCKET, Backend, BackendError, ContainerFiles, Spawned, agent_words, failed, through,
 };
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Version};
 use crate::network::{self, NetworkError, Record};
 use crate::process::{Child, Process};
 use crate::spec::{Init, Spec};
@@ -58,6 +58,11 @@ pub enum ContainerError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(
+        "an image's own init needs cgroups of version 2 in a container, and this machine has version 1: use --init agent, or \
+         --isolation vm"
+    )]
+    NoGroups,
     #[error(
         "{runtime} cannot {what} the container: {why}; `fief doctor` shows which runtimes work here"
     )]
@@ -117,6 +122,11 @@ impl Container {
     ) -> std::result::Result<Self, BackendError> {
         let run = File::open(tenant.run_directory())
             .map_err(failed("cannot open the tenant's run directory"))?;
+        // systemd ends at once where it may make no groups.
+        let has_groups = |(_, version)| version == Version::V2;
+        if spec.init == Init::Image && !group.of_container().is_some_and(has_groups) {
+            return Err(ContainerError::NoGroups.into());
+        }
         let runtime = Runtime::choose(files.runtime.as_deref()).map_err(ContainerError::from)?;
         Ok(Self {
             tenant,
