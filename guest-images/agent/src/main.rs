@@ -34,7 +34,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
     let words: Vec<_> = std::env::args_os().collect();
     let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
     // A container that only asks for the version has it as its first process.
-    if std::process::id() == 1 && words[1..] != [b"--version"] {
+    if std::process::id() == 1 && !matches!(words[..], [_, b"--version"]) {
         start_system(&words);
     }
     match words[..] {

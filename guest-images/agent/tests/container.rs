@@ -4,20 +4,23 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use common::{deadline, output};
 use fief_agent_proto::{
-    Connection, Error, InitMode, SetClock, Shutdown, ShutdownAction, connect_unix,
+    Connection, Error, ExecRequest, ExitStatus, InitMode, SetClock, Shutdown, ShutdownAction,
+    connect_unix,
 };
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -99,16 +102,39 @@ impl Container {
         let stream = connect_unix(&self.root.path().join("agent.socket"), deadline()).unwrap();
         Connection::open(stream, deadline()).unwrap_or_else(|error| {
             let _ = kill(self.parent, Signal::SIGKILL);
-            let mut said = String::new();
-            let _ = (&self.said).read_to_string(&mut said);
-            panic!("{error}; it said: {said}")
+            panic!("{error}; it said: {}", self.rest())
         })
+    }
+
+    /// What else its processes say until the last has ended.
+    fn rest(&self) -> String {
+        let mut said = Vec::new();
+        loop {
+            let left = deadline().saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(self.said.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
+            assert!(ready > 0, "it does not end");
+            let mut bytes = [0; 4096];
+            match (&self.said).read(&mut bytes).unwrap() {
+                0 => return String::from_utf8_lossy(&said).into_owned(),
+                count => said.extend_from_slice(&bytes[..count]),
+            }
+        }
+    }
+
+    /// Sends PID 1 a signal from outside: it is its parent's one child.
+    fn signal(&self, number: i32) {
+        let path = format!("/proc/{0}/task/{0}/children", self.parent);
+        let children = fs::read_to_string(path).unwrap_or_default();
+        for child in children.split_whitespace() {
+            // SAFETY: kill has no memory effects.
+            unsafe { nix::libc::kill(child.parse().unwrap(), number) };
+        }
     }
 
     /// How PID 1 ended, and what it and its children said.
     fn end(mut self) -> (WaitStatus, String) {
-        let (mut status, mut said) = ([0; 4], String::new());
-        self.said.read_to_string(&mut said).unwrap();
+        let (mut status, said) = ([0; 4], self.rest());
         self.end
             .read_exact(&mut status)
             .unwrap_or_else(|_| panic!("no word of an end; it said: {said}"));
@@ -119,6 +145,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        self.signal(nix::libc::SIGKILL);
         let _ = kill(self.parent, Signal::SIGKILL);
         let _ = waitpid(self.parent, None);
     }
@@ -239,7 +266,7 @@ fn commands_run_with_a_name_and_a_network_by_the_words_of_the_arguments() {
         .unwrap()
         .output()
         .unwrap();
-    assert_eq!(status, fief_agent_proto::ExitStatus::Code(7));
+    assert_eq!(status, ExitStatus::Code(7));
     assert!(out.ends_with(b" fief-agent\n"), "{out:?}");
     assert_eq!(output(&connection, "hostname"), "alice\n");
     let files = output(&connection, "cat /etc/hostname /etc/hosts /etc/resolv.conf");
@@ -304,13 +331,6 @@ fn where_it_may_not_end_the_system_its_exit_code_says_the_same() {
 
 #[test]
 fn signals_from_outside_and_from_inside_end_it_in_order() {
-    // The agent's number outside: the one child of its parent.
-    let from_outside = |container: &Container, signal| {
-        let path = format!("/proc/{0}/task/{0}/children", container.parent);
-        let child = fs::read_to_string(path).unwrap();
-        // SAFETY: kill has no memory effects.
-        unsafe { nix::libc::kill(child.trim().parse().unwrap(), signal) };
-    };
     let realtime = nix::libc::SIGRTMIN();
     for (number, signal) in [
         (nix::libc::SIGTERM, Signal::SIGINT),
@@ -319,7 +339,7 @@ fn signals_from_outside_and_from_inside_end_it_in_order() {
     ] {
         let container = Container::start(&Plan::default());
         container.connect().ping().unwrap();
-        from_outside(&container, number);
+        container.signal(number);
         let (status, said) = container.end();
         assert_eq!(status, ended_by(signal), "{number}: {said}");
     }
@@ -338,7 +358,7 @@ fn signals_from_outside_and_from_inside_end_it_in_order() {
 #[test]
 fn it_ends_with_its_parent_whoever_its_init_is() {
     for init in ["fief.init=agent", "fief.init=image"] {
-        let mut container = Container::start(&Plan {
+        let container = Container::start(&Plan {
             words: &[init],
             ..Plan::default()
         });
@@ -347,8 +367,7 @@ fn it_ends_with_its_parent_whoever_its_init_is() {
         drop(connection);
         container.connect().ping().unwrap();
         kill(container.parent, Signal::SIGKILL).unwrap();
-        // All its processes hold this, and nothing else does.
-        container.said.read_to_end(&mut Vec::new()).unwrap();
+        container.rest();
     }
 }
 
@@ -383,6 +402,18 @@ fn the_images_init_gets_the_container_and_the_agent_stays_beside() {
         let shown = output(&connection, script);
         assert!(shown.contains("container=fief\n"), "{shown}");
         assert!(shown.ends_with("init\nclosed\n"), "{shown}");
+        // No path leads to the agent any more, and it is its own program still.
+        assert_eq!(
+            output(&connection, "/bin/busybox wc -c < /bin/fief-agent"),
+            "0\n"
+        );
+        let version = ExecRequest {
+            own: true,
+            ..ExecRequest::new(["--version"])
+        };
+        let (status, out, _) = connection.exec(&version).unwrap().output().unwrap();
+        assert_eq!(status, ExitStatus::Code(0));
+        assert!(out.starts_with(b"fief-agent "), "{out:?}");
         connection.shutdown(request(action, false)).unwrap();
         let (status, said) = container.end();
         assert_eq!(status, ended_by(signal), "{said}");

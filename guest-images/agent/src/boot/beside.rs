@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MntFlags, umount2};
 use nix::unistd::{ForkResult, execve, fork, setsid};
 
 use crate::log;
@@ -50,6 +51,10 @@ pub fn become_image_init(container: Option<&[&[u8]]>) -> String {
             INITS.join(", ")
         );
     };
+    if container.is_some() {
+        // The program's own mount: at the end an init would try in vain to take away what still runs from it.
+        let _ = umount2("/proc/self/exe", MntFlags::MNT_DETACH);
+    }
     // SAFETY: the agent has one thread, so the child may do what it likes.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => become_beside(container),
