@@ -61,20 +61,17 @@ pub fn connect_vsock_unix(path: &Path, port: u32, deadline: Instant) -> Result<U
 /// # Errors
 /// As [`connect_vsock_unix`].
 pub fn connect_unix(path: &Path, deadline: Instant) -> Result<UnixStream> {
-    let address = UnixAddr::new(path).map_err(io::Error::from);
+    let address = UnixAddr::new(path)
+        .map_err(|errno| Error::io("cannot use the path of the agent's socket")(errno.into()))?;
     retry(deadline, || {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         // An agent that accepts nobody must not hold this process up: a full queue is tried again (EAGAIN, unix(7)).
-        connect(socket.as_raw_fd(), address.as_ref().map_err(too_long)?)?;
+        connect(socket.as_raw_fd(), &address)?;
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         Ok(stream)
     })
-}
-
-fn too_long(error: &io::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
 }
 
 fn retry(

@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid};
 
 use crate::store::Pid;
 
@@ -41,10 +42,7 @@ impl Process {
     /// # Errors
     /// It belongs to somebody else.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        match pidfd_send_signal(&self.0, signal) {
-            Err(error) if error != rustix::io::Errno::SRCH => Err(error.into()),
-            _ => Ok(()),
-        }
+        self.signal_number(signal.as_raw())
     }
 
     /// Sends a signal by its number, also one of those that are the programs' own (signal(7), "Real-time signals"); a process
@@ -152,6 +150,18 @@ impl Child {
         }
         Ok(self.status)
     }
+}
+
+/// Does `work` on a thread of its own: whatever namespace that changes to, this one stays.
+///
+/// # Errors
+/// No thread is to be had.
+pub fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, work)?;
+        let done = thread.join();
+        Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Capabilities by their bits (Linux, include/uapi/linux/capability.h).

@@ -49,8 +49,6 @@ struct Part {
 pub struct Group {
     id: String,
     parts: Vec<Part>,
-    /// Where an OCI runtime makes groups: in every hierarchy, whatever its controllers are.
-    mounts: Vec<PathBuf>,
 }
 
 /// A container's shim is in this group below its tenant's, and the container in the other: version 2 has processes only in
@@ -68,10 +66,7 @@ impl Group {
         let directory = tenant.directory().as_os_str().as_encoded_bytes();
         let hash = fief_images::store::hash_bytes(directory);
         let id = format!("{}-{}", tenant.name, hash.get(..12).unwrap_or(&hash));
-        let mut group = Self::within(hierarchies().unwrap_or_default(), &id);
-        let mounts = mounts().unwrap_or_default();
-        group.mounts = mounts.into_iter().map(|(_, mount)| mount).collect();
-        group
+        Self::within(hierarchies().unwrap_or_default(), &id)
     }
 
     fn within(hierarchies: Vec<Hierarchy>, id: &str) -> Self {
@@ -82,7 +77,6 @@ impl Group {
         Self {
             id: id.to_owned(),
             parts: hierarchies.into_iter().map(part).collect(),
-            mounts: Vec::new(),
         }
     }
 
@@ -184,11 +178,11 @@ impl Group {
         }
     }
 
-    /// Its directories, in hierarchies of any controllers.
+    /// Its directories, in hierarchies of any controllers: an OCI runtime makes groups in all of them.
     fn everywhere(&self) -> impl Iterator<Item = PathBuf> {
         let ours = self.parts.iter().map(|part| part.path.clone());
-        let others = self.mounts.iter();
-        let others = others.map(|mount| mount.join(PARENT).join(&self.id));
+        let others = mounts().unwrap_or_default().into_iter();
+        let others = others.map(|(_, mount)| mount.join(PARENT).join(&self.id));
         let mut all: Vec<_> = ours.chain(others).filter(|path| path.exists()).collect();
         all.sort();
         all.dedup();

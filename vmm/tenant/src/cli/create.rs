@@ -51,7 +51,7 @@ pub struct TenantArgs {
     /// What keeps it apart: a virtual machine with a kernel of its own, or a container on this machine's kernel
     #[arg(long, value_enum, default_value_t = Isolation::Vm)]
     isolation: Isolation,
-    /// OCI runtime of a container: runc, crun, or the path of one [the first that works]
+    /// OCI runtime of a container: runc, crun, or the path of one [the first installed]
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<String>,
     /// Run a container though this machine cannot enforce all of its limits

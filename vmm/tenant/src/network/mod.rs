@@ -23,9 +23,8 @@ mod rules;
 mod sysctl;
 mod tap;
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use netlink_packet_route::AddressFamily;
@@ -33,7 +32,6 @@ use nix::unistd::geteuid;
 
 pub use error::{NetworkError, Result};
 pub use grants::Grant;
-pub use namespace::elsewhere;
 pub use permission::{forget_grants, grant, granted_to, revoke};
 pub use protocol::Protocol;
 pub use publish::{Publish, PublishError};
@@ -47,8 +45,6 @@ use error::failed;
 use pool::Pool;
 use sysctl::Family;
 
-/// What is the machine's, not one state directory's: gone when it restarts, as the kernel's networks are.
-const RUN: &str = "/run/fief";
 /// The least that IPv6 works with (RFC 8200, 5), and what a link of this machine has unless its way out takes less.
 const MTU: std::ops::RangeInclusive<u32> = 1280..=1500;
 
@@ -77,13 +73,7 @@ fn lock() -> Result<Held> {
     if !may_administer() {
         return Err(NetworkError::Permission);
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(RUN)
-        .map_err(failed(format!("make {RUN}")))?;
-    let path = Path::new(RUN).join("network.lock");
-    Ok(Held::take(&path).map_err(file_failed("lock", &path))?)
+    Ok(Held::take_machines("network.lock")?)
 }
 
 /// The network of the tenant in `directory`, if it has one: what its monitor is to use. One that was made with it is

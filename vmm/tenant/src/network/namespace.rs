@@ -4,11 +4,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
+
+use crate::process::elsewhere;
 
 /// Where namespaces have names (ip-netns(8)).
 pub const DIRECTORY: &str = "/run/netns";
@@ -87,15 +88,6 @@ pub fn named(prefix: &str) -> Vec<String> {
 pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let done = elsewhere(|| setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| work()))?;
     Ok(done?)
-}
-
-/// Does `work` on a thread of its own: whatever namespace that changes to, this one stays.
-pub fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, work)?;
-        let done = thread.join();
-        Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 /// A mount in the directory is seen, and its removal too, by every service with mounts of its own: as `ip netns` does it.

@@ -3,11 +3,16 @@
 //! A lock belongs to the open file, not to the process: a descriptor handed to a child is the same lock. So a tenant's
 //! lock goes from the `fief` that starts it to its shim without ever being free in between.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+use super::file::{FileError, failed};
+
+/// What is the machine's, not one state directory's: gone when it restarts, as the kernel's networks and mounts are.
+pub const MACHINE: &str = "/run/fief";
 
 /// An exclusive lock, held.
 #[derive(Debug)]
@@ -35,6 +40,21 @@ impl Held {
         let file = open(path)?;
         file.lock()?;
         Ok(Self(Some(file)))
+    }
+
+    /// Waits for a lock of the machine: state directories share its kernel.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn take_machines(name: &str) -> Result<Self, FileError> {
+        let directory = Path::new(MACHINE);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("make", directory))?;
+        let path = directory.join(name);
+        Self::take(&path).map_err(failed("lock", &path))
     }
 
     /// Takes over a lock that another process took and handed on.

@@ -40,7 +40,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 pub use file::FileError;
 pub(crate) use file::{failed, read_json, remove, write_json};
-pub use lock::Held;
+pub use lock::{Held, MACHINE};
 pub use record::{Exit, Phase, Pid, Reason, State, StoppedBy, now};
 pub use tenant::{Locked, Status, Tenant};
 

@@ -82,6 +82,14 @@ pub fn spec(description: &Description<'_>) -> Result<Spec, OciSpecError> {
         .build()
 }
 
+/// Makes `directory` a bundle of it.
+///
+/// # Errors
+/// No space, or no permission.
+pub fn write(spec: &Spec, directory: &Path) -> io::Result<()> {
+    fs::write(directory.join("config.json"), serde_json::to_vec(spec)?)
+}
+
 fn linux(
     description: &Description<'_>,
     mapping: LinuxIdMapping,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{FileError, Held, Tenant, failed, read_json, write_json};
+use crate::store::{FileError, Held, MACHINE, Tenant, failed, read_json, write_json};
 
 /// Ids of a tenant: as many as the first 16 bits count, which programs expect to have.
 const COUNT: u32 = 1 << 16;
@@ -19,8 +19,6 @@ const FIRST: u32 = 0x7000_0000;
 const RANGES: u32 = 0x0fff;
 /// Settings of containers, in the state directory: `{"first_id": 1879048192, "ranges": 4095}`.
 const SETTINGS: &str = "containers.json";
-/// What is the machine's.
-const RUN: &str = "/run/fief";
 
 /// Ids of this machine that stand for a tenant's own from 0 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,11 +86,10 @@ impl IdRange {
 /// # Errors
 /// See [`IdsError`].
 pub fn claim(tenant: &Tenant) -> Result<IdRange, IdsError> {
-    let run = Path::new(RUN);
-    fs::create_dir_all(run.join("ids")).map_err(failed("make", run))?;
-    let lock = run.join("ids.lock");
-    let _alone = Held::take(&lock).map_err(failed("lock", &lock))?;
-    claim_from(tenant, &run.join("ids"))
+    let _alone = Held::take_machines("ids.lock")?;
+    let taken = Path::new(MACHINE).join("ids");
+    fs::create_dir_all(&taken).map_err(failed("make", &taken))?;
+    claim_from(tenant, &taken)
 }
 
 /// The same, alone, with the machine's record in `taken`.

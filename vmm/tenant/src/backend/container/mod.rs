@@ -28,7 +28,7 @@ use super::{
 };
 use crate::cgroup::{Group, Version};
 use crate::network::{self, NetworkError, Record};
-use crate::process::{Child, Process};
+use crate::process::{self, Child, Process};
 use crate::spec::{Init, Spec};
 use crate::store::{Reason, Tenant};
 
@@ -82,6 +82,11 @@ fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> ContainerError {
     move |source| ContainerError::Io { what, source }
 }
 
+/// For the runtime's commands.
+fn starting() -> impl FnOnce(io::Error) -> ContainerError {
+    cannot("cannot start the runtime")
+}
+
 type Result<T> = std::result::Result<T, ContainerError>;
 
 /// A tenant in a container.
@@ -95,17 +100,8 @@ pub struct Container {
     /// The run directory, open: sockets in it are reached through it.
     run: File,
     runtime: Runtime,
-    process: Option<Process>,
     /// The container's end of its console.
     terminal: Option<OwnedFd>,
-}
-
-/// A container that is made, and not started yet.
-struct Made {
-    child: Child,
-    console: OwnedFd,
-    terminal: OwnedFd,
-    messages: OwnedFd,
 }
 
 impl Container {
@@ -136,7 +132,6 @@ impl Container {
             group,
             run,
             runtime,
-            process: None,
             terminal: None,
         })
     }
@@ -152,7 +147,7 @@ impl Container {
         command
     }
 
-    fn make(&self) -> Result<Made> {
+    fn make(&mut self) -> Result<Spawned> {
         // Process 1 of the container becomes a child of this process when the runtime, its parent, has ended.
         nix::sys::prctl::set_child_subreaper(true)
             .map_err(|errno| cannot("cannot become the container's parent")(errno.into()))?;
@@ -193,11 +188,12 @@ impl Container {
                 .map_err(cannot("cannot open the container's network namespace"))?;
             network::attach(network, &inside)?;
         }
-        Ok(Made {
+        self.terminal = Some(terminal);
+        Ok(Spawned {
             child,
             console,
-            terminal,
             messages,
+            events: None,
         })
     }
 
@@ -216,19 +212,14 @@ impl Container {
             pids: MAX_PROCESSES,
             rlimits: bundle::rlimits().map_err(cannot("cannot read this process's limits"))?,
         });
-        let file = self.tenant.run_directory().join("config.json");
         bundle
             .map_err(io::Error::other)
-            .and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))
-            .and_then(|text| fs::write(file, text))
+            .and_then(|bundle| bundle::write(&bundle, &self.tenant.run_directory()))
             .map_err(cannot("cannot write the container's bundle"))
     }
 
-    /// Runs `runtime create`; the pipe with what it had to say.
+    /// Makes the container with its agent's socket; the pipe with what the runtime had to say.
     fn create(&self, listener: UnixListener) -> Result<OwnedFd> {
-        let starting = || cannot("cannot start the runtime");
-        let (messages, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(|errno| starting()(errno.into()))?;
         let mut command = self.command(&[
             "create",
             "--bundle",
@@ -241,83 +232,54 @@ impl Container {
             &bundle::PRESERVED_FDS.to_string(),
             ID,
         ]);
-        command.stderr(into);
         // From 3 on: so number 3 is taken in this process, and what is put there in the child is nobody else's.
         let listener = fcntl(&listener, FcntlArg::F_DUPFD_CLOEXEC(LISTENER))
             .map_err(|errno| starting()(errno.into()))?;
         // SAFETY: fcntl has just made it, for this alone.
         let listener = unsafe { OwnedFd::from_raw_fd(listener) };
         settle(&mut command, listener.as_raw_fd());
-        let status = command.status().map_err(starting())?;
+        self.run("make", command)
+    }
+
+    /// Runs a command of the runtime; the pipe with what it had to say. It is `what` was to be done, if that was refused.
+    fn run(&self, what: &'static str, mut command: Command) -> Result<OwnedFd> {
+        let (messages, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(|errno| starting()(errno.into()))?;
+        let status = command.stderr(into).status().map_err(starting())?;
+        // With its end of the pipe.
         drop(command);
         if status.success() {
             return Ok(messages);
         }
-        Err(self.refused("make", status, messages))
-    }
-
-    fn refused(&self, what: &'static str, status: ExitStatus, messages: OwnedFd) -> ContainerError {
         let log = fs::read_to_string(self.tenant.run_directory().join(RUNTIME_LOG));
-        let said = read_to_string(messages);
-        let why = runtime::reason(&log.unwrap_or_default(), &said)
-            .unwrap_or_else(|| format!("it ended with {status}, without a word"));
-        ContainerError::Refused {
+        let said = runtime::text(&File::from(messages));
+        Err(ContainerError::Refused {
             runtime: self.runtime.name.clone(),
             what,
-            why,
-        }
-    }
-
-    fn start(&self) -> Result<()> {
-        let starting = || cannot("cannot start the runtime");
-        let (messages, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(|errno| starting()(errno.into()))?;
-        let mut command = self.command(&["start", ID]);
-        command.stderr(into);
-        let status = elsewhere(|| {
-            self.runtime
-                .settle_thread()
-                .and_then(|()| command.status())
-                .map_err(starting())
-        })?;
-        drop(command);
-        if status.success() {
-            Ok(())
-        } else {
-            Err(self.refused("start", status, messages))
-        }
+            why: runtime::ending(status, log.ok().as_deref(), &said),
+        })
     }
 }
 
 impl Backend for Container {
     fn spawn(&mut self) -> std::result::Result<Spawned, BackendError> {
-        let made = match self.make() {
-            Ok(made) => made,
-            Err(error) => {
-                self.clear();
-                return Err(error.into());
-            }
-        };
-        self.process = Process::open(made.child.id().cast_signed());
-        self.terminal = Some(made.terminal);
-        Ok(Spawned {
-            child: made.child,
-            console: made.console,
-            messages: made.messages,
-            events: None,
-        })
+        let made = self.make();
+        if made.is_err() {
+            self.clear();
+        }
+        Ok(made?)
     }
 
     fn boot(&mut self, _process: &mut Child) -> std::result::Result<(), BackendError> {
-        Ok(self.start()?)
+        elsewhere(|| {
+            self.runtime.settle_thread().map_err(starting())?;
+            self.run("start", self.command(&["start", ID]))
+        })?;
+        Ok(())
     }
 
     fn press_power_button(&self) -> std::result::Result<(), BackendError> {
-        let process = self.process.as_ref();
-        process
-            .map_or(Err(io::ErrorKind::NotFound.into()), |process| {
-                ask_to_end(process, self.spec.init)
-            })
+        press_power_button(&self.tenant, self.spec.init)
             .map_err(failed("cannot signal the container"))
     }
 
@@ -341,33 +303,26 @@ impl Backend for Container {
         command.stderr(Stdio::null());
         let _ = elsewhere(|| {
             let _ = self.runtime.settle_thread();
-            command.status().map_err(cannot("cannot start the runtime"))
+            command.status().map_err(starting())
         });
     }
 }
 
-/// Asks a container's process 1 to shut down: systemd's signal for power-off (systemd(1), SIGRTMIN+4), or the agent's.
-///
-/// # Errors
-/// No permission.
-fn ask_to_end(process: &Process, init: Init) -> io::Result<()> {
-    /// glibc's and musl's SIGRTMIN are not the same; that of the programs inside is 34, in both a kernel's number.
-    const POWER_OFF: i32 = 34 + 4;
-    match init {
-        Init::Agent => process.signal_number(Signal::SIGPWR as i32),
-        Init::Image => process.signal_number(POWER_OFF),
-    }
-}
-
-/// Asks the container of a running tenant to shut down, without its agent.
+/// Asks the container of a running tenant to shut down, without its agent: by systemd's signal for power-off (systemd(1),
+/// SIGRTMIN+4), or by the agent's to process 1.
 ///
 /// # Errors
 /// It does not run.
 pub fn press_power_button(tenant: &Tenant, init: Init) -> io::Result<()> {
+    /// glibc's and musl's SIGRTMIN are not the same; that of the programs inside is 34, in both a kernel's number.
+    const POWER_OFF: i32 = 34 + 4;
     let none = || io::Error::from(io::ErrorKind::NotFound);
     let state = tenant.state().map_err(io::Error::other)?.ok_or_else(none)?;
     let process = state.monitor.and_then(Process::open_exactly);
-    ask_to_end(&process.ok_or_else(none)?, init)
+    process.ok_or_else(none)?.signal_number(match init {
+        Init::Agent => Signal::SIGPWR as i32,
+        Init::Image => POWER_OFF,
+    })
 }
 
 /// Makes the kernel end the runtime when this thread ends, and gives it the agent's socket.
@@ -393,13 +348,5 @@ fn settle(command: &mut Command, listener: RawFd) {
 
 /// Does `work` on a thread of its own, whose mount namespace it may change.
 fn elsewhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    network::elsewhere(work).map_err(cannot("cannot start a thread"))?
-}
-
-/// What is in a pipe whose writers are gone; bounded.
-fn read_to_string(pipe: OwnedFd) -> String {
-    use std::io::Read;
-    let mut said = Vec::new();
-    let _ = File::from(pipe).take(64 << 10).read_to_end(&mut said);
-    String::from_utf8_lossy(&said).into_owned()
+    process::elsewhere(work).map_err(cannot("cannot start a thread"))?
 }

@@ -24,7 +24,7 @@ use rustix::mount::{
 use super::idmap::Map;
 use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
-use crate::network::elsewhere;
+use crate::process::elsewhere;
 
 /// Every system has these directories (Filesystem Hierarchy Standard, 3.11, 3.12, 3.17), and everybody may look into them: the
 /// runtime's second half runs with the tenant's ids, which may not pass the state directory.
@@ -90,16 +90,24 @@ pub fn place(needed: &[&Path]) -> Result<&'static Path, RootError> {
     places.find(is_free).ok_or(RootError::NoPlace)
 }
 
-/// Gives this thread a mount namespace of its own, which hears what is unmounted elsewhere, and mounts the root in it;
-/// where it is there.
+/// Gives this thread a mount namespace of its own, which hears what is unmounted elsewhere and tells nobody what is done in
+/// it.
+///
+/// # Errors
+/// No permission.
+pub fn own_mounts() -> io::Result<()> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    Ok(mount(none, "/", none, flags, none)?)
+}
+
+/// Mounts the root in a mount namespace that this thread gets for it; where it is there.
 ///
 /// # Errors
 /// See [`RootError`].
 pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
-    let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none))
-        .map_err(|error| failed("make a mount namespace")(error.into()))?;
+    own_mounts().map_err(failed("make a mount namespace"))?;
     let place = layers.place;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(

@@ -8,18 +8,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fief_host::doctor::find_program;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use nix::unistd::{Whence, geteuid, getpid, getppid, gettid, lseek};
 use oci_spec::OciSpecError;
 
 use super::bundle::{self, AGENT, Description, Group};
 use super::ids::IdRange;
+use super::root;
 use crate::cgroup::{Version, mounts};
-use crate::network::elsewhere;
+use crate::process::{Process, elsewhere};
 use crate::spec::Bytes;
 
 /// The runtimes that are looked for, the one that starts a container sooner first (crun takes half of runc's time).
@@ -31,7 +31,6 @@ const WORDS_MAX: usize = 300;
 const OUTPUT_MAX: u64 = 64 << 10;
 /// How long a trial, or the question for the version, may take; they take a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(2);
 
 /// Whose command line a runtime has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,9 +178,7 @@ impl Runtime {
             .filter(|(version, _)| *version == Version::V2)
             .try_for_each(|(_, mount)| Ok(umount2(mount, MntFlags::MNT_DETACH)?))
     }
-}
 
-impl Runtime {
     fn needs_settling(&self) -> io::Result<bool> {
         Ok(self.kind == Kind::Crun && mounts()?.iter().any(|(version, _)| *version == Version::V1))
     }
@@ -263,9 +260,7 @@ pub fn try_out(runtime: &Runtime, agent: &Path) -> Result<(), TrialError> {
 
 /// Gives this thread mounts of its own that nobody else sees.
 fn private_mounts(runtime: &Runtime) -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    root::own_mounts()?;
     runtime.settle_mounts()
 }
 
@@ -300,9 +295,7 @@ fn write_bundle(directory: &Path, agent: &Path, group: &Path) -> Result<(), Tria
         process.set_terminal(Some(false));
         process.set_args(Some(vec![AGENT.to_owned(), "--version".to_owned()]));
     }
-    let text = serde_json::to_vec(&spec).map_err(io::Error::from);
-    text.and_then(|text| fs::write(directory.join("config.json"), text))
-        .map_err(failed("cannot write the bundle"))
+    bundle::write(&spec, directory).map_err(failed("cannot write the bundle"))
 }
 
 fn run(runtime: &Runtime, directory: &Path, id: &OsStr) -> Result<(), TrialError> {
@@ -364,22 +357,17 @@ fn finish(command: &mut Command) -> Result<(ExitStatus, String, String), TrialEr
 }
 
 fn wait(child: &mut Child) -> Result<ExitStatus, TrialError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait().map_err(failed("cannot wait for it"))? {
-            return Ok(status);
-        }
-        if Instant::now() >= deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(TrialError::TimedOut);
-        }
-        std::thread::sleep(POLL);
+    let process = Process::open(child.id().cast_signed());
+    if process.is_some_and(|process| !process.wait(PATIENCE)) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(TrialError::TimedOut);
     }
+    child.wait().map_err(failed("cannot wait for it"))
 }
 
-/// The beginning of a file.
-fn text(mut file: &File) -> String {
+/// The beginning of a file, or what is in a pipe whose writers are gone.
+pub fn text(mut file: &File) -> String {
     let mut bytes = Vec::new();
     let _ = lseek(file, 0, Whence::SeekSet);
     let _ = file.by_ref().take(OUTPUT_MAX).read_to_end(&mut bytes);
@@ -387,7 +375,7 @@ fn text(mut file: &File) -> String {
 }
 
 /// Why it failed, or at least how.
-fn ending(status: ExitStatus, log: Option<&str>, words: &str) -> String {
+pub fn ending(status: ExitStatus, log: Option<&str>, words: &str) -> String {
     reason(log.unwrap_or_default(), words)
         .unwrap_or_else(|| format!("it ended with {status} and said nothing"))
 }
@@ -395,7 +383,7 @@ fn ending(status: ExitStatus, log: Option<&str>, words: &str) -> String {
 /// What went wrong, in a runtime's own words: the last error of its log (`--log-format json`), else the last line that it
 /// printed on standard error. None if it said nothing. One line, bounded, without control characters: a part of it may
 /// come out of a tenant's image.
-pub fn reason(log: &str, standard_error: &str) -> Option<String> {
+fn reason(log: &str, standard_error: &str) -> Option<String> {
     let mut errors = log.lines().filter_map(|line| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;
         let level = entry.get("level")?.as_str()?;

@@ -502,63 +502,36 @@ const ADDR_NO_RANDOMIZE: u64 = 0x0004_0000;
 /// # Errors
 /// None that this list could cause.
 pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
-    let allow = LinuxSeccompAction::ScmpActAllow;
-    let refuse = LinuxSeccompAction::ScmpActErrno;
-    let mut rules = vec![rule(&ALLOWED.concat(), allow, None, None)?];
+    let mut rules = vec![rule(&ALLOWED.concat(), None, None)?];
     // A rule that does what is done anyway is an error to libseccomp.
     for refusal in REFUSED.iter().filter(|refusal| refusal.errno != ENOSYS) {
-        rules.push(rule(refusal.names, refuse, Some(refusal.errno), None)?);
+        rules.push(rule(refusal.names, Some(refusal.errno), None)?);
     }
+    let by_first = |name: &str, op, value, errno| rule(&[name], errno, Some(first(op, value)?));
+    let equal = LinuxSeccompOperator::ScmpCmpEq;
+    let unknown = Some(EAFNOSUPPORT);
     for family in 0..OTHER_FAMILIES {
         let known = FAMILIES
             .iter()
             .any(|one| family == u64::from(one.unsigned_abs()));
-        let (action, errno) = if known {
-            (allow, None)
-        } else {
-            (refuse, Some(EAFNOSUPPORT))
-        };
-        rules.push(rule(
-            &["socket"],
-            action,
-            errno,
-            Some(first(is(), family)?),
-        )?);
+        let errno = unknown.filter(|_| !known);
+        rules.push(by_first("socket", equal, family, errno)?);
     }
-    let above = first(LinuxSeccompOperator::ScmpCmpGe, OTHER_FAMILIES)?;
-    rules.push(rule(&["socket"], refuse, Some(EAFNOSUPPORT), Some(above))?);
+    let at_least = LinuxSeccompOperator::ScmpCmpGe;
+    rules.push(by_first("socket", at_least, OTHER_FAMILIES, unknown)?);
     let unix = u64::from(AF_UNIX.unsigned_abs());
-    rules.push(rule(
-        &["socketpair"],
-        allow,
-        None,
-        Some(first(is(), unix)?),
-    )?);
-    let other = first(LinuxSeccompOperator::ScmpCmpNe, unix)?;
-    rules.push(rule(
-        &["socketpair"],
-        refuse,
-        Some(EAFNOSUPPORT),
-        Some(other),
-    )?);
+    rules.push(by_first("socketpair", equal, unix, None)?);
+    let other = LinuxSeccompOperator::ScmpCmpNe;
+    rules.push(by_first("socketpair", other, unix, unknown)?);
     for domain in DOMAINS {
-        rules.push(rule(
-            &["personality"],
-            allow,
-            None,
-            Some(first(is(), domain)?),
-        )?);
+        rules.push(by_first("personality", equal, domain, None)?);
     }
     LinuxSeccompBuilder::default()
-        .default_action(refuse)
+        .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(ENOSYS.unsigned_abs())
         .architectures([Arch::ScmpArchX86_64])
         .syscalls(rules)
         .build()
-}
-
-const fn is() -> LinuxSeccompOperator {
-    LinuxSeccompOperator::ScmpCmpEq
 }
 
 /// A condition on a call's first argument.
@@ -570,17 +543,20 @@ fn first(op: LinuxSeccompOperator, value: u64) -> Result<LinuxSeccompArg, OciSpe
         .build()
 }
 
+/// What becomes of calls: they fail with `errno`, or are allowed if there is none.
 fn rule(
     names: &[&str],
-    action: LinuxSeccompAction,
     errno: Option<i32>,
     condition: Option<LinuxSeccompArg>,
 ) -> Result<LinuxSyscall, OciSpecError> {
     let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-    let mut rule = LinuxSyscallBuilder::default().names(names).action(action);
-    if let Some(errno) = errno {
-        rule = rule.errno_ret(errno.unsigned_abs());
-    }
+    let mut rule = LinuxSyscallBuilder::default().names(names);
+    rule = match errno {
+        Some(errno) => rule
+            .action(LinuxSeccompAction::ScmpActErrno)
+            .errno_ret(errno.unsigned_abs()),
+        None => rule.action(LinuxSeccompAction::ScmpActAllow),
+    };
     if let Some(condition) = condition {
         rule = rule.args(vec![condition]);
     }
