@@ -37,7 +37,7 @@ pub struct ContainerFiles {
     pub image: PathBuf,
     /// How it is mounted: `erofs` or `ext4`.
     pub image_format: String,
-    /// The OCI runtime, by name or path; none: the first installed.
+    /// The OCI runtime, by name or absolute path; none: the first installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
 }

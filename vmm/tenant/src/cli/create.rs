@@ -10,6 +10,7 @@ use super::policy::PolicyArgs;
 use super::prepare;
 use super::ssh_key;
 use super::{Context, Error, Result};
+use crate::backend::container::runtime::portable;
 use crate::carry::Needs;
 use crate::network;
 use crate::progress::Shown;
@@ -51,7 +52,7 @@ pub struct TenantArgs {
     /// What keeps it apart: a virtual machine with a kernel of its own, or a container on this machine's kernel
     #[arg(long, value_enum, default_value_t = Isolation::Vm)]
     isolation: Isolation,
-    /// OCI runtime of a container: runc, crun, or the path of one [the first installed]
+    /// OCI runtime of a container: runc, crun, or the path of one [the first of crun and runc that is installed]
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<String>,
     /// Run a container though this machine cannot enforce all of its limits
@@ -128,7 +129,8 @@ impl TenantArgs {
             disks: Vec::new(),
             init: self.init,
             isolation: self.isolation,
-            runtime: self.runtime.clone(),
+            // The shim, which starts it, has another working directory.
+            runtime: self.runtime.as_deref().map(portable).transpose()?,
             allow_unenforced: self.allow_unenforced,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,

@@ -139,7 +139,7 @@ pub struct Spec {
     pub init: Init,
     #[serde(default)]
     pub isolation: Isolation,
-    /// The OCI runtime of a container, by name or path; none: the first installed.
+    /// The OCI runtime of a container, by name or absolute path; none: the first installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
     /// A container runs though this machine cannot enforce all of its limits.

@@ -196,6 +196,21 @@ impl Runtime {
     }
 }
 
+/// A name that [`Runtime::named`] takes, for a process with another working directory: paths are made absolute.
+///
+/// # Errors
+/// The working directory is gone, or its path is not UTF-8.
+pub fn portable(name: &str) -> io::Result<String> {
+    if !name.contains('/') {
+        return Ok(name.to_owned());
+    }
+    let path = std::path::absolute(name)?.into_os_string();
+    path.into_string().map_err(|path| {
+        let path = path.display();
+        io::Error::other(format!("the path of the OCI runtime, {path}, is not UTF-8"))
+    })
+}
+
 /// Whether this thread has the mounts of the machine's first process, of this process's parent or of its first thread. One
 /// that may not be looked at cannot be told.
 fn shares_mounts() -> io::Result<bool> {
@@ -443,6 +458,15 @@ mod tests {
         assert!(matches!(error, RuntimeError::NotExecutable(_)), "{error}");
         let error = Runtime::named("no-such-runtime").unwrap_err().to_string();
         assert!(error.contains("apt-get install no-such-runtime"), "{error}");
+    }
+
+    #[test]
+    fn a_path_means_the_same_from_every_directory_and_a_name_stays_one() {
+        let here = std::env::current_dir().unwrap();
+        let path = portable("bin/crun").unwrap();
+        assert_eq!(Path::new(&path), here.join("bin/crun"));
+        assert_eq!(portable("/bin/crun").unwrap(), "/bin/crun");
+        assert_eq!(portable("crun").unwrap(), "crun");
     }
 
     #[test]
