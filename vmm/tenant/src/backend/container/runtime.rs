@@ -224,9 +224,13 @@ fn shares_mounts() -> io::Result<bool> {
 }
 
 impl Kind {
+    /// By its file's name, or by that of the file which a link leads to.
     fn of(path: &Path) -> Self {
-        let file = path.file_name().map(OsStr::to_string_lossy);
-        if file.is_some_and(|file| file.contains("crun")) {
+        let is_crun = |path: &Path| {
+            let file = path.file_name().map(OsStr::to_string_lossy);
+            file.is_some_and(|file| file.contains("crun"))
+        };
+        if is_crun(path) || path.canonicalize().is_ok_and(|path| is_crun(&path)) {
             Self::Crun
         } else {
             Self::Runc
@@ -452,6 +456,10 @@ mod tests {
         let kinds = ["crun", "crun-1.20", "runc", "youki"]
             .map(|name| script(directory.path(), name, "").kind);
         assert_eq!(kinds, [Kind::Crun, Kind::Crun, Kind::Runc, Kind::Runc]);
+        let link = directory.path().join("oci");
+        std::os::unix::fs::symlink(directory.path().join("crun"), &link).unwrap();
+        let linked = Runtime::named(link.to_str().unwrap()).unwrap();
+        assert_eq!((linked.kind, linked.path), (Kind::Crun, link));
         let plain = directory.path().join("plain");
         fs::write(&plain, "").unwrap();
         let error = Runtime::named(plain.to_str().unwrap()).unwrap_err();
