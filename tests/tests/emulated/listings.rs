@@ -66,6 +66,22 @@ fn doctor_tries_each_oci_runtime_and_leaves_nothing_of_it() {
 }
 
 #[test]
+fn doctor_blames_no_runtime_for_a_directory_for_temporary_files_that_is_roots_alone() {
+    // As pam_tmpdir makes them.
+    let closed = "mkdir -p /tmp/closed/in; chmod 700 /tmp/closed; export TMPDIR=/tmp/closed/in;";
+    for name in ["crun", "runc"] {
+        let (health, words) = runtime_by_doctor(closed, name);
+        assert_eq!(health, "ok", "{words}");
+        assert!(words.contains("makes containers here"), "{words}");
+    }
+    // It was the one used, and is left empty.
+    assert_eq!(
+        in_host("find /tmp/closed -mindepth 1; rm -r /tmp/closed").ok(),
+        "/tmp/closed/in"
+    );
+}
+
+#[test]
 fn doctor_says_how_to_install_a_runtime_and_in_its_own_words_why_one_is_broken() {
     let hide = |name: &str| format!("mount --bind /dev/null $(command -v {name});");
     let both = hide("crun") + &hide("runc");

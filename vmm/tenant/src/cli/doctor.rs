@@ -108,29 +108,38 @@ fn runtimes(agent: &Path) -> Vec<Check> {
                 );
             }
         };
-        let path = runtime.path.display();
-        let tried = runtime
-            .version()
-            .and_then(|version| match try_out(&runtime, agent) {
-                Ok(()) => Ok(format!("{path} makes containers here ({version})")),
-                Err(TrialError::NotRoot) => Ok(format!(
-                    "{path} ({version}); only root can try whether it works here"
-                )),
-                Err(error) => Err(error),
-            });
-        tried.map_or_else(
-            |error| {
-                Check::bad(
-                    name,
-                    Health::Warning,
-                    format!("{path} does not work here: {error}"),
-                    "install its package again, or use another runtime; machines do not need one",
-                )
-            },
-            |found| Check::ok(name, found),
-        )
+        trial(name, &runtime, agent)
     };
     found.map(check).into()
+}
+
+/// Whether `runtime`, known as `name`, makes containers here.
+fn trial(name: &'static str, runtime: &Runtime, agent: &Path) -> Check {
+    let path = runtime.path.display();
+    let tried = runtime
+        .version()
+        .and_then(|version| match try_out(runtime, agent) {
+            Ok(()) => Ok(format!("{path} makes containers here ({version})")),
+            Err(TrialError::NotRoot) => Ok(format!(
+                "{path} ({version}); only root can try whether it works here"
+            )),
+            // Told by a check of its own.
+            Err(error @ TrialError::NoAgent(_)) => {
+                Ok(format!("{path} ({version}), not tried: {error}"))
+            }
+            Err(error) => Err(error),
+        });
+    tried.map_or_else(
+        |error| {
+            Check::bad(
+                name,
+                Health::Warning,
+                format!("{path} does not work here: {error}"),
+                "install its package again, or use another runtime; machines do not need one",
+            )
+        },
+        |found| Check::ok(name, found),
+    )
 }
 
 fn text(report: &Report) -> String {
@@ -151,4 +160,35 @@ fn text(report: &Report) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_is_blamed_for_what_it_says_and_not_for_an_agent_that_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("agent");
+        let said = |words: &str| {
+            let path = directory.path().join("runc");
+            fs::write(&path, format!("#!/bin/sh\n{words}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let runtime = Runtime::named(path.to_str().unwrap()).unwrap();
+            trial("runc", &runtime, &missing)
+        };
+        let fine = said("echo runc version 1.2");
+        assert_eq!(fine.health, Health::Ok);
+        assert!(
+            fine.found.contains("(runc 1.2), not tried: the agent "),
+            "{}",
+            fine.found
+        );
+        let broken = said("echo out of luck >&2; exit 1");
+        assert_eq!(broken.health, Health::Warning);
+        assert!(broken.found.ends_with("out of luck"), "{}", broken.found);
+    }
 }

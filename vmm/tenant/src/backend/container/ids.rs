@@ -28,6 +28,13 @@ pub struct IdRange {
     pub count: u32,
 }
 
+/// The range after those that tenants have without settings of their own, for containers that are no tenant's. One whose
+/// settings reach it is not harmed: equal ids meet no file, and the processes are in namespaces of their own.
+pub const NOBODYS: IdRange = IdRange {
+    first: FIRST + RANGES * COUNT,
+    count: COUNT,
+};
+
 /// Why a tenant has no range.
 #[derive(Debug, thiserror::Error)]
 pub enum IdsError {
@@ -197,6 +204,15 @@ mod tests {
         assert_eq!(machine.claim("one", "c").unwrap(), FIRST + COUNT);
         assert_eq!(machine.claim("one", "b").unwrap(), FIRST + 2 * COUNT);
         assert_eq!(machine.claim("one", "a").unwrap(), first);
+    }
+
+    #[test]
+    fn trials_have_ids_that_no_tenant_has() {
+        let settings = Settings::default();
+        let last = settings.range(settings.ranges - 1);
+        assert!(last.first + last.count <= NOBODYS.first);
+        // Positive as programs see them, to the last.
+        assert!(i32::try_from(NOBODYS.first + (NOBODYS.count - 1)).is_ok());
     }
 
     #[test]

@@ -109,15 +109,7 @@ pub fn own_mounts() -> io::Result<()> {
 pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     own_mounts().map_err(failed("make a mount namespace"))?;
     let place = layers.place;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(
-        Some("fief"),
-        place,
-        Some("tmpfs"),
-        flags,
-        Some("size=64k,mode=0755"),
-    )
-    .map_err(|error| failed(format!("mount a tmpfs on {}", place.display()))(error.into()))?;
+    cover(place)?;
     let [lower, disk, root] = ["image", "disk", "root"].map(|name| place.join(name));
     for path in [&lower, &disk, &root] {
         std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
@@ -131,6 +123,22 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
     Ok(root)
+}
+
+/// Puts an empty file system over `place`, for directories to mount on. The calling thread has mounts of its own.
+///
+/// # Errors
+/// No permission.
+pub fn cover(place: &Path) -> Result<(), RootError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some("fief"),
+        place,
+        Some("tmpfs"),
+        flags,
+        Some("size=64k,mode=0755"),
+    )
+    .map_err(|error| failed(format!("mount a tmpfs on {}", place.display()))(error.into()))
 }
 
 fn mount_image(layers: Layers<'_>) -> Result<OwnedFd, RootError> {

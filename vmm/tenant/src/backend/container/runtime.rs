@@ -16,8 +16,8 @@ use nix::unistd::{Whence, geteuid, getpid, getppid, gettid, lseek};
 use oci_spec::OciSpecError;
 
 use super::bundle::{self, AGENT, Description, Group};
-use super::ids::IdRange;
-use super::root;
+use super::ids::NOBODYS;
+use super::root::{self, RootError};
 use crate::cgroup::{Version, mounts};
 use crate::process::{Process, elsewhere};
 use crate::spec::Bytes;
@@ -69,6 +69,10 @@ pub enum RuntimeError {
 pub enum TrialError {
     #[error("only root can try it: run fief as root")]
     NotRoot,
+    #[error("the agent {}, which would run in it, is no executable file", .0.display())]
+    NoAgent(PathBuf),
+    #[error(transparent)]
+    Root(#[from] RootError),
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -97,9 +101,7 @@ impl Runtime {
     pub fn named(name: &str) -> Result<Self, RuntimeError> {
         let path = if name.contains('/') {
             let path = PathBuf::from(name);
-            let executable = fs::metadata(&path)
-                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
-            if !executable {
+            if !is_executable(&path) {
                 return Err(RuntimeError::NotExecutable(path));
             }
             std::path::absolute(&path).unwrap_or(path)
@@ -196,6 +198,10 @@ impl Runtime {
     }
 }
 
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
 /// A name that [`Runtime::named`] takes, for a process with another working directory: paths are made absolute.
 ///
 /// # Errors
@@ -238,11 +244,6 @@ impl Kind {
     }
 }
 
-/// The ids of a trial's container: nobody's. A tenant that had the same would not be harmed either.
-const TRIAL_IDS: IdRange = IdRange {
-    first: 0x7ff0_0000,
-    count: 65_536,
-};
 const TRIAL_MEMORY: Bytes = Bytes::from_mib(64);
 const TRIAL_PIDS: u32 = 64;
 
@@ -251,13 +252,14 @@ const TRIAL_PIDS: u32 = 64;
 /// # Errors
 /// What does not work, for people.
 pub fn try_out(runtime: &Runtime, agent: &Path) -> Result<(), TrialError> {
+    if !is_executable(agent) {
+        return Err(TrialError::NoAgent(agent.to_owned()));
+    }
     if !geteuid().is_root() {
         return Err(TrialError::NotRoot);
     }
     let directory = tempfile::Builder::new()
         .prefix("fief-trial-")
-        // Users of the container pass through.
-        .permissions(fs::Permissions::from_mode(0o711))
         .tempdir()
         .map_err(failed("cannot make a directory for the trial"))?;
     // A directory's own random name: no two trials meet.
@@ -269,7 +271,10 @@ pub fn try_out(runtime: &Runtime, agent: &Path) -> Result<(), TrialError> {
     let group = Path::new("/").join(&id);
     let result = elsewhere(|| {
         private_mounts(runtime).map_err(failed("cannot make mounts for the trial"))?;
-        write_bundle(directory.path(), agent, &group)?;
+        // As for a tenant: the container's users could not pass everybody's directory for temporary files.
+        let place = root::place(&[agent, &runtime.path, directory.path()])?;
+        root::cover(place)?;
+        write_bundle(directory.path(), &place.join("root"), agent, &group)?;
         run(runtime, directory.path(), &id)
     })
     .map_err(failed("cannot start a thread for the trial"))?;
@@ -283,8 +288,12 @@ fn private_mounts(runtime: &Runtime) -> io::Result<()> {
     runtime.settle_mounts()
 }
 
-fn write_bundle(directory: &Path, agent: &Path, group: &Path) -> Result<(), TrialError> {
-    let root = directory.join("root");
+fn write_bundle(
+    directory: &Path,
+    root: &Path,
+    agent: &Path,
+    group: &Path,
+) -> Result<(), TrialError> {
     let make = || -> io::Result<()> {
         // The container's root is nobody in it: the places of mounts must be there.
         for path in ["", "proc", "sys", "dev", "run"] {
@@ -297,11 +306,11 @@ fn write_bundle(directory: &Path, agent: &Path, group: &Path) -> Result<(), Tria
         .ok()
         .and_then(|all| all.first().map(|(version, _)| *version));
     let mut spec = bundle::spec(&Description {
-        root: &root,
+        root,
         agent,
         words: Vec::new(),
         hostname: "trial",
-        ids: TRIAL_IDS,
+        ids: NOBODYS,
         group: version.map(|version| Group {
             path: group.display().to_string(),
             version,
