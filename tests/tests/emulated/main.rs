@@ -23,6 +23,7 @@ mod listings;
 mod memory;
 mod network;
 mod outside;
+mod runtimes;
 mod ssh;
 mod streams;
 mod terminal;

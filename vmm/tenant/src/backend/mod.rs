@@ -132,6 +132,11 @@ pub trait Backend {
         None
     }
 
+    /// What its process is, for people.
+    fn process(&self) -> &'static str {
+        "its monitor"
+    }
+
     /// Removes what the process left.
     fn clear(&mut self) {}
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies, mounts};
-pub use settings::{Setting, Settings};
+pub use settings::{CONTAINER_PROCESSES, Setting, Settings};
 pub use usage::Usage;
 
 use nix::sys::signal::Signal;
@@ -55,6 +55,13 @@ pub struct Group {
 /// groups without groups below ("no internal processes", cgroup-v2.rst).
 const SHIM: &str = "shim";
 const CONTAINER: &str = "tenant";
+
+/// How deep and how many groups may be nested in a tenant's: systemd in a container makes some, and a container in it. What
+/// is deeper could not be removed by its path, as every name may have 255 bytes (PATH_MAX).
+const NESTED: [(&str, &str); 2] = [
+    ("cgroup.max.depth", "12"),
+    ("cgroup.max.descendants", "1024"),
+];
 
 /// Where a process was before it entered a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,13 +109,16 @@ impl Group {
                 missing.push(format!("{}: {error}", controller.name()));
             }
         }
-        for part in self
-            .parts
-            .iter()
-            .filter(|part| part.hierarchy.controllers.is_empty())
-        {
-            // The accounting of version 1. Without it, /proc is asked.
-            let _ = fs::create_dir_all(&part.path);
+        for part in &self.parts {
+            if part.hierarchy.controllers.is_empty() {
+                // The accounting of version 1. Without it, /proc is asked.
+                let _ = fs::create_dir_all(&part.path);
+            }
+            if part.hierarchy.version == Version::V2 && part.path.exists() {
+                let mut bounds = NESTED.iter();
+                let bound = bounds.try_for_each(|(file, most)| write(&part.path.join(file), most));
+                missing.extend(bound.err().map(|error| format!("nested groups: {error}")));
+            }
         }
         missing
     }
@@ -161,20 +171,29 @@ impl Group {
         Ok(Origin(origin))
     }
 
-    /// Removes it with all groups below. A process in it that is just ending gets a moment.
+    /// Removes it with all groups below, also where it cannot in one hierarchy. A process in it that is just ending gets a
+    /// moment.
     ///
     /// # Errors
     /// Somebody is in it.
     pub fn remove(&self) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        self.everywhere()
-            .try_for_each(|path| remove_tree(&path, deadline))
+        let removed = self.everywhere().map(|path| remove_tree(&path, deadline));
+        removed.fold(Ok(()), io::Result::and)
     }
 
-    /// Ends all processes in it and below: those that a killed shim left.
+    /// Ends all processes in it and below: those that a killed shim left. Nothing, if this process is one of them.
     pub fn end_processes(&self) {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        if !is_within(&own, &format!("/{PARENT}/{}", self.id)) {
+            self.everywhere().for_each(|path| kill(&path));
+        }
+    }
+
+    /// Ends all processes of a container, not its shim.
+    pub fn end_container(&self) {
         for path in self.everywhere() {
-            kill_tree(&path);
+            kill(&path.join(CONTAINER));
         }
     }
 
@@ -284,12 +303,19 @@ fn make_group(path: &Path) -> io::Result<()> {
         .map_err(at(path))
 }
 
-/// Groups below a group.
-fn below(group: &Path) -> impl Iterator<Item = PathBuf> {
+/// Whether a process with this /proc/…/cgroup is in `group`, or below.
+fn is_within(text: &str, group: &str) -> bool {
+    let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.any(|path| Path::new(path).starts_with(group))
+}
+
+/// Groups below a group, with no descriptor open: they may be many, and deep.
+fn below(group: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(group).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
+        .collect()
 }
 
 fn remove_tree(group: &Path, deadline: Instant) -> io::Result<()> {
@@ -306,6 +332,14 @@ fn remove_tree(group: &Path, deadline: Instant) -> io::Result<()> {
             }
             other => return other,
         }
+    }
+}
+
+/// Ends all processes of a group and below: at once where the kernel can (version 2, since Linux 5.14), so that none can
+/// make another meanwhile.
+fn kill(group: &Path) {
+    if write(&group.join("cgroup.kill"), "1").is_err() {
+        kill_tree(group);
     }
 }
 

@@ -1,14 +1,17 @@
 //! What a tenant's limits are in the files of a cgroup.
 
 use super::mounts::{Controller, Version};
-use crate::spec::{Bytes, DEFAULT_WEIGHT, Spec};
+use crate::spec::{Bytes, DEFAULT_WEIGHT, Isolation, Spec};
 
 /// The period over which processor time is limited, in microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
 /// Processor shares that are version 2's weight 100.
 const USUAL_SHARES: u64 = 1024;
-/// Most threads of a monitor with its shim: vCPUs, workers, and those that io_uring starts for it.
+/// Most threads of a monitor with its shim: vCPUs, workers, and those that io_uring starts for it; or of a container's shim,
+/// and what that starts.
 const MAX_THREADS: u64 = 1024;
+/// Most processes and threads of a container: podman's default, twice. A virtual machine's kernel bounds its own.
+pub const CONTAINER_PROCESSES: u64 = 4096;
 /// What monitor and shim need besides the guest's memory: their own, the kernel's for them, and page tables, which grow
 /// with the guest. Measured: docs/tenants.md, "Limits".
 const OVERHEAD: Bytes = Bytes::from_mib(64);
@@ -22,6 +25,8 @@ pub struct Settings {
     pub memory: Bytes,
     pub cpu_weight: Option<u16>,
     pub io_weight: Option<u16>,
+    /// Processes and threads, those of the shim included.
+    pub pids: u64,
 }
 
 /// One file of a cgroup: names of it, as kernels differ, and what it is to hold.
@@ -40,6 +45,11 @@ impl Settings {
             memory: Bytes(spec.memory.0 + OVERHEAD.0 + spec.memory.0 / OVERHEAD_PART),
             cpu_weight: spec.limits.cpu_weight,
             io_weight: spec.limits.io_weight,
+            pids: match spec.isolation {
+                Isolation::Vm => MAX_THREADS,
+                // The container's own group has its part, which leaves the shim's.
+                Isolation::Container => MAX_THREADS + CONTAINER_PROCESSES,
+            },
         }
     }
 
@@ -66,7 +76,7 @@ impl Settings {
                 )]
             }
             (Controller::Io, _) => vec![self.weight(controller, version)],
-            (Controller::Pids, _) => vec![always(&["pids.max"], MAX_THREADS.to_string())],
+            (Controller::Pids, _) => vec![always(&["pids.max"], self.pids.to_string())],
         }
     }
 
@@ -145,6 +155,19 @@ mod tests {
             written(&settings, Controller::Memory, Version::V2),
             [format!("memory.max={}", 592 << 20)]
         );
+    }
+
+    #[test]
+    fn a_containers_processes_leave_some_for_its_shim() {
+        let pids = |isolation| {
+            let settings = Settings::of(&Spec {
+                isolation,
+                ..spec()
+            });
+            written(&settings, Controller::Pids, Version::V2)
+        };
+        assert_eq!(pids(Isolation::Vm), ["pids.max=1024"]);
+        assert_eq!(pids(Isolation::Container), ["pids.max=5120"]);
     }
 
     #[test]

@@ -25,7 +25,14 @@ fn version_2_gets_its_controllers_down_to_the_group_and_its_limits() {
     for name in ["cgroup.subtree_control", "fief/cgroup.subtree_control"] {
         file(&root.join(name));
     }
-    for name in ["cpu.max", "cpu.weight", "memory.max", "pids.max"] {
+    for name in [
+        "cpu.max",
+        "cpu.weight",
+        "memory.max",
+        "pids.max",
+        "cgroup.max.depth",
+        "cgroup.max.descendants",
+    ] {
         file(&mine.join(name));
     }
     let group = Group::within(vec![played(root, Version::V2, &CONTROLLERS)], "a-1");
@@ -38,6 +45,11 @@ fn version_2_gets_its_controllers_down_to_the_group_and_its_limits() {
     assert!(read(root.join("fief/cgroup.subtree_control")).starts_with("+pids"));
     assert_eq!(read(mine.join("cpu.max")), "200000 100000");
     assert_eq!(read(mine.join("memory.max")), (592 << 20).to_string());
+    let nested = NESTED.map(|(name, _)| read(mine.join(name)));
+    assert_eq!(nested, ["12", "1024"]);
+    fs::remove_file(mine.join("cgroup.max.depth")).unwrap();
+    let missing = group.make(&Settings::of(&wanted));
+    assert!(missing[0].starts_with("nested groups: "), "{missing:?}");
     let mut asked = wanted;
     asked.limits.io_weight = Some(7);
     let missing = group.set_weights(&Settings::of(&asked));
@@ -98,6 +110,30 @@ fn the_group_of_a_process_is_found_in_its_hierarchy() {
         at(Version::V2, &[Controller::Io]),
         Path::new("/m/unified/one")
     );
+}
+
+#[test]
+fn groups_below_are_told_from_those_with_a_longer_name() {
+    let text = "8:pids:/fief/a-1/shim\n0::/fief/a-12\n";
+    assert!(is_within(text, "/fief/a-1"));
+    assert!(is_within(text, "/fief/a-12"));
+    assert!(!is_within(text, "/fief/a"));
+    assert!(!is_within("0::/\n", "/fief/a-1"));
+}
+
+#[test]
+fn a_group_goes_where_it_can_and_what_is_in_the_way_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+    let both = [&one, &two].map(|mount| played(mount, Version::V1, &[]));
+    let group = Group::within(both.to_vec(), "a-1");
+    fs::create_dir_all(one.join("fief/a-1/deep/er")).unwrap();
+    // A file is nothing that a kernel has there, and keeps the directory.
+    file(&one.join("fief/a-1/deep/file"));
+    fs::create_dir_all(two.join("fief/a-1/deep/er")).unwrap();
+    group.remove().unwrap_err();
+    assert!(one.join("fief/a-1/deep").exists() && !one.join("fief/a-1/deep/er").exists());
+    assert!(!two.join("fief/a-1").exists());
 }
 
 #[test]

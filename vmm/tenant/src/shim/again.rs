@@ -9,6 +9,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::channel::Channel;
+use super::watch::{Heard, heard};
+
 /// docker's: a tenant that cannot live must not take the machine's time.
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(60);
@@ -50,11 +53,11 @@ pub fn signals() -> io::Result<SignalFd> {
     )?)
 }
 
-/// Waits; true, at once, if a signal asks for the end.
+/// Waits; true, at once, if a signal asks for the end, or the `fief` that the tenant lives with, or if that has ended.
 ///
 /// # Errors
 /// The kernel does not wait.
-pub fn wait(signals: &SignalFd, pause: Duration) -> io::Result<bool> {
+pub fn wait(signals: &SignalFd, attached: Option<&Channel>, pause: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + pause;
     loop {
         if matches!(signals.read_signal(), Ok(Some(_))) {
@@ -65,16 +68,24 @@ pub fn wait(signals: &SignalFd, pause: Duration) -> io::Result<bool> {
             return Ok(false);
         }
         let left = PollTimeout::try_from(left + Duration::from_millis(1));
-        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        fds.extend(attached.map(|one| PollFd::new(one.stream().as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, left.unwrap_or(PollTimeout::MAX)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
+        }
+        let has_spoken = fds.get(1).and_then(PollFd::any) == Some(true);
+        if has_spoken && attached.is_some_and(|one| !matches!(heard(one), Heard::Nothing)) {
+            return Ok(true);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::channel::Request;
     use super::*;
 
     #[test]
@@ -90,5 +101,21 @@ mod tests {
         );
         assert_eq!(pauses.after(LONG_RUN), FIRST);
         assert_eq!(pauses.after(short), FIRST * 2);
+    }
+
+    #[test]
+    fn a_pause_ends_with_the_fief_that_the_tenant_lives_with() {
+        let signals = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_NONBLOCK).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let channel = Channel::new(ours);
+        let pause = |length| wait(&signals, Some(&channel), length).unwrap();
+        assert!(!pause(Duration::from_millis(1)));
+        Channel::new(theirs.try_clone().unwrap())
+            .send(&Request::Kill)
+            .unwrap();
+        // Far longer than a test may take.
+        assert!(pause(Duration::from_secs(3600)));
+        drop(theirs);
+        assert!(pause(Duration::from_secs(3600)));
     }
 }

@@ -148,6 +148,7 @@ fn live(locked: &Locked, order: &Order, channel: &mut Channel) -> Result<(), Shi
         origin.go_back();
     }
     // Also where the end cannot be written down, the tenant's directory being gone, say.
+    group.end_processes();
     let _ = group.remove();
     Ok(locked.end_run(&ended?)?)
 }
@@ -195,7 +196,9 @@ impl Life<'_> {
             let state = self.state(Phase::Restarting);
             self.locked.pause_run(&exit, &state)?;
             let pause = pauses.after(since.elapsed());
-            let asked = again::wait(self.signals, pause).map_err(failed("cannot wait"))?;
+            let attached = self.order.attached.then_some(&*channel);
+            let asked =
+                again::wait(self.signals, attached, pause).map_err(failed("cannot wait"))?;
             if asked || !matches!(self.locked.tenant.stopped_by(), Ok(None)) {
                 return Ok(exit);
             }
@@ -239,7 +242,7 @@ impl Life<'_> {
             let accepted = spec.limits.of_monitor().into_iter();
             unlimited.extend(accepted.map(|flag| format!("{flag} is for virtual machines")));
         }
-        let mut backend = backend_of(&locked.tenant, &spec, self.order, network, self.group)?;
+        let mut backend = self.backend(&spec, network)?;
         let mut spawned = backend.spawn()?;
         state.monitor = identify(spawned.child.id());
         let booted = locked
@@ -273,15 +276,33 @@ impl Life<'_> {
             channel,
         );
         backend.clear();
-        ended.map(|ended| self.with_cause(ended, &settings))
+        ended.map(|ended| self.with_cause(ended, backend.process()))
+    }
+
+    fn backend(
+        &self,
+        spec: &Spec,
+        network: Option<network::Record>,
+    ) -> Result<Box<dyn Backend>, ShimError> {
+        let (tenant, spec) = (self.locked.tenant.clone(), spec.clone());
+        Ok(match self.order.files.clone() {
+            Files::Vm(files) => Box::new(Vm::new(tenant, spec, files, network)?),
+            Files::Container(files) => {
+                let signals = self.signals.as_fd().try_clone_to_owned();
+                let signals = signals.map_err(failed("cannot receive signals"))?;
+                let group = self.group.clone();
+                Box::new(Container::new(
+                    tenant, spec, files, network, group, signals,
+                )?)
+            }
+        })
     }
 
     /// Says so if it was the kernel that ended the monitor for want of memory.
-    fn with_cause(&self, mut ended: Ended, settings: &Settings) -> Ended {
+    fn with_cause(&self, mut ended: Ended, process: &str) -> Ended {
         if ended.exit.reason == Reason::Killed && !ended.asked && self.group.out_of_memory() > 0 {
             ended.exit.detail = Some(format!(
-                "its monitor needed more than the {} of its memory limit; give it more with `fief set --memory`",
-                settings.memory
+                "{process} was killed by the kernel, as its memory limit was reached; give it more with `fief set --memory`"
             ));
         }
         ended
@@ -295,20 +316,4 @@ fn refuse_unenforced(unlimited: &[String]) -> Result<(), ShimError> {
     } else {
         Err(ShimError::Unenforced(unlimited.join("; ")))
     }
-}
-
-fn backend_of(
-    tenant: &Tenant,
-    spec: &Spec,
-    order: &Order,
-    network: Option<network::Record>,
-    group: &Group,
-) -> Result<Box<dyn Backend>, ShimError> {
-    let (tenant, spec) = (tenant.clone(), spec.clone());
-    Ok(match order.files.clone() {
-        Files::Vm(files) => Box::new(Vm::new(tenant, spec, files, network)?),
-        Files::Container(files) => {
-            Box::new(Container::new(tenant, spec, files, network, group.clone())?)
-        }
-    })
 }

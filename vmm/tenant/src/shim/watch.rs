@@ -191,6 +191,7 @@ impl Watch<'_> {
                 status,
                 self.ended,
                 self.asked_to_end,
+                self.backend.process(),
                 &self.output.last_message,
             ),
         };
@@ -209,6 +210,7 @@ fn judge(
     status: ExitStatus,
     ended: Option<(Reason, Option<String>)>,
     asked: bool,
+    process: &str,
     last_message: &str,
 ) -> Exit {
     use std::os::unix::process::ExitStatusExt;
@@ -216,15 +218,15 @@ fn judge(
     match (ended, status.signal()) {
         (Some((reason, detail)), None) => Exit::now(reason, detail),
         (_, Some(_)) if asked => Exit::now(Reason::Killed, None),
-        (_, Some(9)) => Exit::now(Reason::Killed, Some("its monitor was killed".to_owned())),
+        (_, Some(9)) => Exit::now(Reason::Killed, Some(format!("{process} was killed"))),
         (_, Some(signal)) => {
-            let detail = format!("its monitor died of signal {signal}; monitor.log may tell more");
+            let detail = format!("{process} died of signal {signal}; monitor.log may tell more");
             Exit::now(Reason::Failed, Some(detail))
         }
         (None, None) if status.success() => Exit::now(Reason::Poweroff, None),
         (None, None) => Exit::now(
             Reason::Failed,
-            message().or_else(|| Some(format!("its monitor ended ({status})"))),
+            message().or_else(|| Some(format!("{process} ended ({status})"))),
         ),
     }
 }
@@ -361,13 +363,14 @@ fn split(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<String> {
     lines
 }
 
-enum Heard {
+/// What came over the channel.
+pub enum Heard {
     Request(Request),
     Nothing,
     End,
 }
 
-fn heard(channel: &Channel) -> Heard {
+pub fn heard(channel: &Channel) -> Heard {
     let mut buffer = [0; 256];
     let mut stream = channel.stream();
     match stream.read(&mut buffer) {

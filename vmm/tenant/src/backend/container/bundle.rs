@@ -52,7 +52,7 @@ pub struct Description<'a> {
     /// What the tenant's processes may use together, page cache included; swap space none.
     pub memory: Bytes,
     /// Most processes and threads.
-    pub pids: u32,
+    pub pids: u64,
     /// [`rlimits`], as far as the caller can tell.
     pub rlimits: Vec<PosixRlimit>,
 }
@@ -368,7 +368,7 @@ fn resources(description: &Description<'_>) -> Result<LinuxResources, OciSpecErr
         .swap(limit)
         .build()?;
     let pids = LinuxPidsBuilder::default()
-        .limit(i64::from(description.pids))
+        .limit(i64::try_from(description.pids).unwrap_or(i64::MAX))
         .build()?;
     // Processors and disks are shared out by the group above, which also holds the shim.
     resources.memory(memory).pids(pids).build()

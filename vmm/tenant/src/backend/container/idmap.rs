@@ -6,11 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork, pause, pipe};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pause, pipe2};
 
 use super::ids::IdRange;
 
@@ -32,10 +33,18 @@ impl Map {
     /// # Errors
     /// User namespaces are switched off, or no permission.
     pub fn new(ids: IdRange) -> io::Result<Self> {
-        let (ready, tell) = pipe()?;
-        // SAFETY: the child calls nothing but unshare(2), write(2) and pause(2), which need no lock of another thread's.
+        let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        let parent = getpid();
+        // SAFETY: the child calls nothing but prctl(2), getppid(2), unshare(2), write(2), pause(2) and _exit(2), which need no
+        // lock of another thread's.
         match unsafe { fork() }? {
             ForkResult::Child => {
+                // It has this process's descriptors, the tenant's lock among them, and must not outlive it.
+                let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+                if bound.is_err() || getppid() != parent {
+                    // SAFETY: ends this process.
+                    unsafe { libc::_exit(1) };
+                }
                 let made = unshare(CloneFlags::CLONE_NEWUSER);
                 let _ = nix::unistd::write(&tell, &[u8::from(made.is_ok())]);
                 loop {

@@ -4,7 +4,9 @@
 //! whole machine, as state directories share it: `/run/fief/ids/<number>` holds the path of the tenant's directory, and
 //! counts while that is there.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,10 @@ pub enum IdsError {
         "{} has ids beyond what there is: \"first_id\" at least 65536, and \"first_id\" + 65536 * \"ranges\" below 4294967295", .0.display()
     )]
     Settings(PathBuf),
+    #[error(
+        "{} holds no range of ids; remove it, and the tenant gets another one (its disk stays as it is)", .0.display()
+    )]
+    Record(PathBuf),
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -81,6 +87,16 @@ impl Settings {
 }
 
 impl IdRange {
+    /// Whether it can be a tenant's: as long as all are, and none of the host's own first ids.
+    fn is_whole(self) -> bool {
+        let end = self.first.checked_add(self.count);
+        self.count == COUNT && self.first >= COUNT && end.is_some()
+    }
+
+    fn overlaps(self, first: u32) -> bool {
+        self.first.abs_diff(first) < self.count
+    }
+
     /// As in /proc/PID/uid_map (user_namespaces(7)): inside, outside, how many.
     pub fn map(self) -> String {
         format!("0 {} {}\n", self.first, self.count)
@@ -108,18 +124,18 @@ fn claim_from(tenant: &Tenant, taken: &Path) -> Result<IdRange, IdsError> {
     if !settings.fits() {
         return Err(IdsError::Settings(file));
     }
-    let ours = record(directory);
-    let had: Option<IdRange> = read_json(&ours)?;
-    if let Some(range) = had.filter(|range| is_free(taken, range.first, directory)) {
+    let mut others = marks_of_others(taken, directory)?;
+    let is_free = |range: IdRange, others: &[u32]| !others.iter().any(|&one| range.overlaps(one));
+    let had = range_in(directory)?;
+    if let Some(range) = had.filter(|range| is_free(*range, &others)) {
         mark(taken, range, directory)?;
         return Ok(range);
     }
-    let others = ranges_of_others(directory);
+    others.extend(ranges_of_others(directory)?);
+    let ours = record(directory);
     let range = (0..settings.ranges)
         .map(|number| settings.range(number))
-        .find(|range| {
-            is_free(taken, range.first, directory) && !others.iter().any(|other| other == range)
-        })
+        .find(|range| is_free(*range, &others))
         .ok_or(IdsError::Exhausted {
             ranges: settings.ranges,
             file,
@@ -133,11 +149,32 @@ fn record(directory: &Path) -> PathBuf {
     directory.join("ids.json")
 }
 
-fn is_free(taken: &Path, first: u32, directory: &Path) -> bool {
-    match fs::read_to_string(taken.join(first.to_string())) {
-        Ok(owner) => Path::new(&owner) == directory || !record(Path::new(&owner)).exists(),
-        Err(_) => true,
+fn range_in(directory: &Path) -> Result<Option<IdRange>, IdsError> {
+    let file = record(directory);
+    match read_json::<IdRange>(&file)? {
+        Some(range) if !range.is_whole() => Err(IdsError::Record(file)),
+        range => Ok(range),
     }
+}
+
+/// The first ids of the ranges that were given, on this machine, to tenants other than that of `directory` which are still
+/// there. Their state directories may have settings of their own: ranges can overlap, and not only be the same.
+fn marks_of_others(taken: &Path, directory: &Path) -> Result<Vec<u32>, IdsError> {
+    let mut firsts = Vec::new();
+    for entry in fs::read_dir(taken).map_err(failed("read", taken))? {
+        let path = entry.map_err(failed("read", taken))?.path();
+        let name = path.file_name().and_then(OsStr::to_str);
+        let Some(first) = name.and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let owner = fs::read(&path).map_err(failed("read", &path))?;
+        let owner = Path::new(OsStr::from_bytes(&owner));
+        // What cannot be looked at may be there.
+        if owner != directory && record(owner).try_exists().unwrap_or(true) {
+            firsts.push(first);
+        }
+    }
+    Ok(firsts)
 }
 
 fn mark(taken: &Path, range: IdRange, directory: &Path) -> Result<(), IdsError> {
@@ -146,15 +183,17 @@ fn mark(taken: &Path, range: IdRange, directory: &Path) -> Result<(), IdsError> 
     Ok(fs::write(&file, text).map_err(failed("write", &file))?)
 }
 
-/// What other tenants of the state directory have, also those that do not run.
-fn ranges_of_others(directory: &Path) -> Vec<IdRange> {
-    let all = directory.parent().map(fs::read_dir);
-    let all = all.into_iter().flatten().flatten().flatten();
-    all.map(|entry| entry.path())
-        .filter(|path| path != directory)
-        // One that is damaged tells so where it is used.
-        .filter_map(|path| read_json(&record(&path)).ok()?)
-        .collect()
+/// The first ids of what other tenants of the state directory have, also those that do not run.
+fn ranges_of_others(directory: &Path) -> Result<Vec<u32>, IdsError> {
+    let all = directory.parent().unwrap_or(directory);
+    let mut firsts = Vec::new();
+    for entry in fs::read_dir(all).map_err(failed("read", all))? {
+        let path = entry.map_err(failed("read", all))?.path();
+        if path != directory && path.is_dir() {
+            firsts.extend(range_in(&path)?.map(|range| range.first));
+        }
+    }
+    Ok(firsts)
 }
 
 #[cfg(test)]
@@ -232,6 +271,38 @@ mod tests {
         assert_eq!(machine.claim("two", "x").unwrap(), 100_000);
         // Its range is another's now, and there is no other.
         machine.claim("one", "c").unwrap_err();
+    }
+
+    #[test]
+    fn ranges_of_different_settings_do_not_overlap() {
+        let machine = Machine::new(r#"{"first_id": 100000, "ranges": 2}"#);
+        let other = r#"{"first_id": 150000, "ranges": 3}"#;
+        fs::write(machine.0.path().join("two").join(SETTINGS), other).unwrap();
+        assert_eq!(machine.claim("two", "x").unwrap(), 150_000);
+        // 100,000 to 165,535 and the next are partly the other's.
+        machine.claim("one", "a").unwrap_err();
+        fs::remove_dir_all(machine.tenant("two", "x").directory()).unwrap();
+        assert_eq!(machine.claim("one", "a").unwrap(), 100_000);
+        assert_eq!(machine.claim("two", "x").unwrap(), 150_000 + COUNT);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_is_told_and_gives_no_ids_of_the_hosts() {
+        for bad in [
+            r#"{"first": 0, "count": 65536}"#,
+            r#"{"first": 100000, "count": 1}"#,
+            r#"{"first": 4294901761, "count": 65536}"#,
+        ] {
+            let machine = Machine::new("{}");
+            let tenant = machine.tenant("one", "a");
+            fs::write(record(tenant.directory()), bad).unwrap();
+            let error = machine.claim("one", "a").unwrap_err();
+            assert!(matches!(error, IdsError::Record(_)), "{bad}: {error}");
+            // Nobody knows what is free beside it.
+            machine.claim("one", "b").unwrap_err();
+            fs::remove_file(record(tenant.directory())).unwrap();
+            assert_eq!(machine.claim("one", "a").unwrap(), FIRST);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A file as a block device (loop(4)), for as long as something is mounted from it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ impl LoopDevice {
 /// Whether a loop device is made of this file: what is mounted from it may not be mounted a second time.
 ///
 /// # Errors
-/// No permission.
+/// A device that is there cannot be looked at: what it is made of is not known.
 pub fn is_in_use(file: &File) -> io::Result<bool> {
     let wanted = file.metadata()?;
     for entry in fs::read_dir("/sys/block")? {
@@ -107,18 +107,28 @@ pub fn is_in_use(file: &File) -> io::Result<bool> {
         if !name.as_encoded_bytes().starts_with(b"loop") || !is_bound {
             continue;
         }
-        let Ok(device) = open(&Path::new("/dev").join(&name)) else {
-            continue;
+        let device = match File::open(Path::new("/dev").join(&name)) {
+            Ok(device) => device,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
         };
         // SAFETY: an Info is integers and bytes, for which zeroes are values.
         let mut info: Info = unsafe { std::mem::zeroed() };
         // SAFETY: the descriptor is open, `info` lives through the call.
-        let found = unsafe { get_status(device.as_raw_fd(), &raw mut info) }.is_ok();
-        if found && info.inode == wanted.ino() && info.device == wanted.dev() {
-            return Ok(true);
+        match unsafe { get_status(device.as_raw_fd(), &raw mut info) } {
+            Ok(_) if info.inode == wanted.ino() && info.device == wanted.dev() => return Ok(true),
+            Ok(_) => {}
+            Err(errno) if is_gone(&errno.into()) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
     Ok(false)
+}
+
+/// Whether a device was taken down since it was listed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -14,19 +14,23 @@ mod seccomp;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use rustix::process::{WaitOptions, wait};
 
 use super::{
     AGENT_SOCKET, Backend, BackendError, ContainerFiles, Spawned, agent_words, failed, through,
 };
-use crate::cgroup::{Group, Version};
+use crate::cgroup::{CONTAINER_PROCESSES, Group, Version};
 use crate::network::{self, NetworkError, Record};
 use crate::process::{self, Child, Process};
 use crate::spec::{Init, Spec};
@@ -44,8 +48,11 @@ const CONSOLE_SOCKET: &str = "console.sock";
 const PID_FILE: &str = "pid";
 const RUNTIME_LOG: &str = "runtime.log";
 const RUNTIME_STATE: &str = "runtime";
-/// Most processes and threads of a container: podman's default, twice. A virtual machine's kernel bounds its own.
-const MAX_PROCESSES: u32 = 4096;
+/// How long a command of the runtime may take. It reads what is the tenant's (/etc/passwd, for one), and a tenant may have
+/// put there what has no end; they take a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same for the removal, after which the processes are ended by their cgroup.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// Why a container could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,8 @@ pub enum ContainerError {
         what: &'static str,
         why: String,
     },
+    #[error("it was told to stop before it had started")]
+    GivenUp,
     #[error("{what}: {source}")]
     Io {
         what: &'static str,
@@ -102,10 +111,13 @@ pub struct Container {
     runtime: Runtime,
     /// The container's end of its console.
     terminal: Option<OwnedFd>,
+    /// Readable when the start is to be given up.
+    give_up: OwnedFd,
 }
 
 impl Container {
-    /// A container for `tenant`, whose run directory is there.
+    /// A container for `tenant`, whose run directory is there. As soon as `give_up` is readable, it is no longer waited for
+    /// its start.
     ///
     /// # Errors
     /// The run directory cannot be opened, or there is no runtime.
@@ -115,6 +127,7 @@ impl Container {
         files: ContainerFiles,
         network: Option<Record>,
         group: Group,
+        give_up: OwnedFd,
     ) -> std::result::Result<Self, BackendError> {
         let run = File::open(tenant.run_directory())
             .map_err(failed("cannot open the tenant's run directory"))?;
@@ -133,6 +146,7 @@ impl Container {
             run,
             runtime,
             terminal: None,
+            give_up,
         })
     }
 
@@ -170,6 +184,7 @@ impl Container {
                 image_format: &self.files.image_format,
                 disk: &self.tenant.disk(self.spec.isolation),
                 ids,
+                give_up: self.give_up.as_fd(),
             })?;
             self.runtime
                 .settle_mounts()
@@ -209,7 +224,7 @@ impl Container {
                 .of_container()
                 .map(|(path, version)| bundle::Group { path, version }),
             memory: self.spec.memory,
-            pids: MAX_PROCESSES,
+            pids: CONTAINER_PROCESSES,
             rlimits: bundle::rlimits().map_err(cannot("cannot read this process's limits"))?,
         });
         bundle
@@ -243,20 +258,31 @@ impl Container {
 
     /// Runs a command of the runtime; the pipe with what it had to say. It is `what` was to be done, if that was refused.
     fn run(&self, what: &'static str, mut command: Command) -> Result<OwnedFd> {
-        let (messages, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        let (messages, into) =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| starting()(errno.into()))?;
+        // What it has started may keep the other end open.
+        fcntl(&messages, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|errno| starting()(errno.into()))?;
-        let status = command.stderr(into).status().map_err(starting())?;
+        let ended = finish(command.stderr(into), PATIENCE, Some(self.give_up.as_fd()));
         // With its end of the pipe.
         drop(command);
-        if status.success() {
-            return Ok(messages);
-        }
-        let log = fs::read_to_string(self.tenant.run_directory().join(RUNTIME_LOG));
-        let said = runtime::text(&File::from(messages));
+        let why = match ended.map_err(starting())? {
+            Finished::With(status) if status.success() => return Ok(messages),
+            Finished::With(status) => {
+                let log = fs::read_to_string(self.tenant.run_directory().join(RUNTIME_LOG));
+                let said = runtime::text(&File::from(messages));
+                runtime::ending(status, log.ok().as_deref(), &said)
+            }
+            Finished::TooLate => format!(
+                "it did not end within {} seconds; a file of the tenant that it reads may have no end (is /etc/passwd a FIFO?)",
+                PATIENCE.as_secs()
+            ),
+            Finished::GivenUp => return Err(ContainerError::GivenUp),
+        };
         Err(ContainerError::Refused {
             runtime: self.runtime.name.clone(),
             what,
-            why: runtime::ending(status, log.ok().as_deref(), &said),
+            why,
         })
     }
 }
@@ -297,15 +323,70 @@ impl Backend for Container {
         }
     }
 
+    fn process(&self) -> &'static str {
+        "its process 1"
+    }
+
     fn clear(&mut self) {
         // What it cannot remove goes with the run directory and the cgroup, which the shim removes.
         let mut command = self.command(&["delete", "--force", ID]);
         command.stderr(Stdio::null());
         let _ = elsewhere(|| {
             let _ = self.runtime.settle_thread();
-            command.status().map_err(starting())
+            finish(&mut command, LAST_MOMENT, None).map_err(starting())
         });
+        self.group.end_container();
+        // What the runtime had begun to make is this process's, as the nearest parent that has not ended.
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
     }
+}
+
+/// How a command came to an end.
+#[derive(Debug)]
+enum Finished {
+    With(ExitStatus),
+    /// It was killed, as it took longer than it may.
+    TooLate,
+    /// It was killed, as nobody wants its result any more.
+    GivenUp,
+}
+
+/// Runs a command to its end, for at most `patience`, and until `give_up` is readable.
+fn finish(
+    command: &mut Command,
+    patience: Duration,
+    give_up: Option<BorrowedFd<'_>>,
+) -> io::Result<Finished> {
+    let deadline = Instant::now() + patience;
+    let mut made = command.spawn()?;
+    let process = Process::open(made.id().cast_signed());
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let process = process.ok_or_else(gone)?;
+    let given_up = loop {
+        let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        fds.extend(give_up.map(|give_up| PollFd::new(give_up, PollFlags::POLLIN)));
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(
+            &mut fds,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+        let happened = |fd: &PollFd| fd.any().unwrap_or(true);
+        if happened(&fds[0]) {
+            return Ok(Finished::With(made.wait()?));
+        }
+        break fds.get(1).is_some_and(happened);
+    };
+    made.kill()?;
+    made.wait()?;
+    Ok(if given_up {
+        Finished::GivenUp
+    } else {
+        Finished::TooLate
+    })
 }
 
 /// Asks the container of a running tenant to shut down, without its agent: by systemd's signal for power-off (systemd(1),
@@ -349,4 +430,30 @@ fn settle(command: &mut Command, listener: RawFd) {
 /// Does `work` on a thread of its own, whose mount namespace it may change.
 fn elsewhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     process::elsewhere(work).map_err(cannot("cannot start a thread"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(text: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        command
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_killed_and_waited_for() {
+        let ended = finish(&mut script("exit 7"), PATIENCE, None).unwrap();
+        assert!(matches!(ended, Finished::With(status) if status.code() == Some(7)));
+        let ended = finish(&mut script("exec sleep 86400"), Duration::ZERO, None).unwrap();
+        assert!(matches!(ended, Finished::TooLate), "{ended:?}");
+        let (give_up, told) = nix::unistd::pipe().unwrap();
+        let wanted = finish(&mut script("exit 0"), PATIENCE, Some(give_up.as_fd())).unwrap();
+        assert!(matches!(wanted, Finished::With(status) if status.success()));
+        nix::unistd::write(&told, b"x").unwrap();
+        let long = Duration::from_secs(86400);
+        let ended = finish(&mut script("exec sleep 86400"), long, Some(give_up.as_fd())).unwrap();
+        assert!(matches!(ended, Finished::GivenUp), "{ended:?}");
+    }
 }

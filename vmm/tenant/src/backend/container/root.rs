@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -30,8 +31,8 @@ use crate::process::elsewhere;
 /// runtime's second half runs with the tenant's ids, which may not pass the state directory.
 const PLACES: [&str; 3] = ["/mnt", "/media", "/srv"];
 /// How long the mounts of a run before may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_MS: u8 = 10;
 
 /// Why a root cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,8 @@ pub struct Layers<'a> {
     /// A file with an ext4 that nobody but this kernel has ever written.
     pub disk: &'a Path,
     pub ids: IdRange,
+    /// Readable when the root is not wanted any more.
+    pub give_up: BorrowedFd<'a>,
 }
 
 /// The place to mount a root at: one that hides none of the files that are needed afterwards.
@@ -118,7 +121,7 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     let image = mount_image(layers)?;
     give(&map, &image, "the image", layers.image_format)?;
     put(&image, &lower)?;
-    let layer = mount_disk(layers.disk)?;
+    let layer = mount_disk(layers.disk, layers.give_up)?;
     give(&map, &layer, "the tenant's disk", "ext4")?;
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
@@ -157,7 +160,7 @@ fn mount_image(layers: Layers<'_>) -> Result<OwnedFd, RootError> {
 }
 
 /// The layer with its two directories, which must be made before its ids are mapped: this process has none of those.
-fn mount_disk(path: &Path) -> Result<OwnedFd, RootError> {
+fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<OwnedFd, RootError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -165,10 +168,11 @@ fn mount_disk(path: &Path) -> Result<OwnedFd, RootError> {
         .map_err(failed(format!("open the tenant's disk {}", path.display())))?;
     let deadline = Instant::now() + PATIENCE;
     while is_in_use(&file).map_err(failed("look at the loop devices"))? {
-        if Instant::now() >= deadline {
+        // In a moment, or at once if nobody wants it any more.
+        let given_up = poll(&mut [PollFd::new(give_up, PollFlags::POLLIN)], POLL_MS);
+        if given_up.is_ok_and(|count| count > 0) || Instant::now() >= deadline {
             return Err(RootError::InUse(path.to_owned()));
         }
-        std::thread::sleep(POLL);
     }
     let device =
         LoopDevice::of(&file).map_err(failed("make a loop device of the tenant's disk"))?;

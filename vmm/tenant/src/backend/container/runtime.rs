@@ -245,7 +245,7 @@ impl Kind {
 }
 
 const TRIAL_MEMORY: Bytes = Bytes::from_mib(64);
-const TRIAL_PIDS: u32 = 64;
+const TRIAL_PIDS: u64 = 64;
 
 /// Makes a container as a tenant's is made, with nothing in it but `agent`, runs that and removes everything again.
 ///

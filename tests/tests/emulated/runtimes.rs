@@ -1,0 +1,141 @@
+//! OCI runtimes that hang or die, and what a container may make many of: nothing of it stays on the host.
+
+use fief_tests::{in_host, run, spawn, waiting};
+
+use super::Tenant;
+
+const CONTAINER: &str = "--isolation container --image busybox --net none";
+
+/// What is in the kernel for tenants of this name.
+fn left_of(name: &str) -> String {
+    in_host(&format!(
+        "find /sys/fs/cgroup/fief -mindepth 1 -maxdepth 1 -name '{name}-*'; losetup -a | grep /{name}/
+         pgrep -f 'fief shim {name}$'; pgrep -f 'hostname={name}$'; grep -c ' /mnt' /proc/mounts"
+    ))
+    .out
+}
+
+/// A runtime that is a script of the emulated host. `$does` is the first of its words that is a command.
+fn runtime(name: &str, script: &str) -> String {
+    let path = format!("/var/lib/fief-{name}");
+    let head = "#!/bin/sh\nfor does; do case $does in create|start|delete) break; esac; done";
+    in_host(&format!(
+        "printf '%s\\n' '{head}' '{script}' > {path}; chmod +x {path}"
+    ))
+    .ok();
+    path
+}
+
+#[test]
+fn a_runtime_that_hangs_does_not_keep_its_tenant_from_being_killed() {
+    for hanging in ["create", "start"] {
+        let hangs = format!("[ $does != {hanging} ] || sleep 86400");
+        let path = runtime("hangs", &format!("{hangs}; exec runc \"$@\""));
+        let name = format!("rt-{hanging}");
+        let tenant = Tenant::create(&name, &format!("{CONTAINER} --runtime {path}"));
+        let started = spawn(&format!("start {name}"));
+        waiting::until("the runtime hangs", || {
+            (in_host("pgrep -f 'sleep 8640[0]'").code == Some(0)).then_some(())
+        });
+        run(&format!("kill {name}")).ok();
+        let said = waiting::end_of(started, "a start that was given up");
+        let words = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(125), "{words}");
+        assert!(words.contains("told to stop"), "{words}");
+        assert_ne!(in_host("pgrep -f 'sleep 8640[0]'").code, Some(0));
+        waiting::until("nothing is left", || {
+            (left_of(&name).trim() == "0").then_some(())
+        });
+        // The same tenant, with a runtime that works.
+        runtime("hangs", "exec runc \"$@\"");
+        run(&format!("start {name}")).ok();
+        tenant.sh("true").ok();
+    }
+    in_host("rm /var/lib/fief-hangs").ok();
+}
+
+#[test]
+fn a_runtime_that_is_killed_half_way_leaves_nothing() {
+    let path = runtime("dies", "exec runc \"$@\"");
+    let tenant = Tenant::create("rt-killed", &format!("{CONTAINER} --runtime {path}"));
+    // After its work; while it works, at moments that are as they come.
+    let deaths = [
+        "runc \"$@\"; kill -9 $$",
+        "runc \"$@\" & sleep 0.02; kill -9 $!; wait $!",
+        "runc \"$@\" & sleep 0.1; kill -9 $!; wait $!",
+    ];
+    for death in deaths {
+        runtime(
+            "dies",
+            &format!("[ $does != create ] || {{ {death}; exit; }}; exec runc \"$@\""),
+        );
+        let said = run("start rt-killed");
+        if said.code != Some(0) {
+            assert!(
+                said.err.contains("cannot make the container"),
+                "{}",
+                said.err
+            );
+        }
+        run("kill rt-killed");
+        waiting::until("nothing is left", || {
+            (left_of("rt-killed").trim() == "0").then_some(())
+        });
+    }
+    runtime("dies", "exec runc \"$@\"");
+    run("start rt-killed").ok();
+    tenant.sh("true").ok();
+    in_host("rm /var/lib/fief-dies").ok();
+}
+
+#[test]
+fn processes_are_limited_and_there_are_as_many_as_are_told() {
+    let tenant = Tenant::start("rt-pids", &format!("{CONTAINER} --memory 512M"));
+    let group = "/sys/fs/cgroup/fief/rt-pids-*";
+    let file = |name: &str| in_host(&format!("cat {group}/{name}")).ok();
+    assert_eq!(file("tenant/pids.max"), "4096");
+    // The shim has its own part.
+    assert_eq!(file("pids.max"), "5120");
+    let fork =
+        |count: u32| format!("i=0; while [ $i -lt {count} ]; do sleep 3000 & i=$((i+1)); done");
+    tenant.sh(&fork(1100)).ok();
+    assert!(file("tenant/pids.current").parse::<u32>().unwrap() > 1100);
+    // As if the limit were that of a smaller container: to reach the whole takes long here.
+    in_host(&format!(
+        "for file in {group}/tenant/pids.max; do echo 1150 > $file; done"
+    ))
+    .ok();
+    let said = tenant.sh(&fork(200));
+    assert!(said.err.contains("fork"), "{said:?}");
+    let current = file("tenant/pids.current").parse::<u32>().unwrap();
+    // The shell that could not go on has ended.
+    assert!((1140..=1150).contains(&current), "{current}");
+    // Full as it is, it can be ended.
+    run("kill rt-pids").ok();
+}
+
+#[test]
+fn groups_inside_are_bounded_and_go_with_the_tenant() {
+    let tenant = Tenant::start("rt-groups", CONTAINER);
+    let name = "x".repeat(255);
+    let deep = format!(
+        "cd /sys/fs/cgroup; i=0; while [ $i -lt 40 ] && mkdir {name}; do cd {name}; i=$((i+1)); done; echo $i"
+    );
+    let depth: u32 = tenant.sh(&deep).out.trim().parse().unwrap();
+    assert!((8..12).contains(&depth), "{depth}");
+    let many =
+        "cd /sys/fs/cgroup; i=0; while [ $i -lt 2000 ] && mkdir g$i; do i=$((i+1)); done; echo $i";
+    let count: u32 = tenant.sh(many).out.trim().parse().unwrap();
+    assert!((900..1024).contains(&count), "{count}");
+    // Not its own to change: the file is above what it sees.
+    assert_ne!(
+        tenant
+            .sh("echo max > /sys/fs/cgroup/../cgroup.max.depth")
+            .code,
+        Some(0)
+    );
+    drop(tenant);
+    waiting::until("nothing is left", || {
+        (left_of("rt-groups").trim() == "0").then_some(())
+    });
+}
