@@ -139,3 +139,26 @@ fn groups_inside_are_bounded_and_go_with_the_tenant() {
         (left_of("rt-groups").trim() == "0").then_some(())
     });
 }
+
+#[test]
+fn what_the_kernel_counts_by_user_is_counted_for_each_tenant_alone() {
+    let options = CONTAINER.replace("busybox", "debian");
+    let one = Tenant::start("rt-counts", &options);
+    let other = Tenant::start("rt-counts-b", &options);
+    // inotify_init1 is 294 on x86-64.
+    let take = "perl -e '$| = 1; $n = 0; $n++ while syscall(294, 0) >= 0; print \"$n\\n\"; sleep $ARGV[0]'";
+    let all: u32 = one
+        .sh(&format!(
+            "({take} 1000 > /tmp/taken &) ; until grep . /tmp/taken; do sleep 1; done"
+        ))
+        .out
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(all >= 100, "{all}");
+    // All that there are: another program of it gets none, its neighbour and the host's root theirs.
+    assert_eq!(one.sh(&format!("{take} 0")).ok(), "0");
+    let others: u32 = other.sh(&format!("{take} 0")).ok().parse().unwrap();
+    assert!(others >= 100, "{others}");
+    in_host("perl -e 'exit(syscall(294, 0) < 0)'").ok();
+}

@@ -167,6 +167,7 @@ pub fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
 /// Capabilities by their bits (Linux, include/uapi/linux/capability.h).
 pub const NET_ADMIN: u32 = 12;
 pub const SYS_ADMIN: u32 = 21;
+pub const SYS_RESOURCE: u32 = 24;
 
 /// Whether this process has a capability (capabilities(7)).
 pub fn has_capability(bit: u32) -> bool {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::resource::RLIM_INFINITY;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
@@ -18,6 +18,7 @@ use oci_spec::runtime::{
 use super::ids::IdRange;
 use super::seccomp;
 use crate::cgroup::Version;
+use crate::process::{SYS_RESOURCE, has_capability};
 use crate::spec::Bytes;
 
 /// The version of the specification that this follows: what runc 1.1 and crun 1.8 know.
@@ -47,14 +48,14 @@ pub struct Description<'a> {
     pub words: Vec<String>,
     pub hostname: &'a str,
     pub ids: IdRange,
+    /// Has the map of those.
+    pub user_namespace: &'a Path,
     /// None: the runtime's choice, and no limits.
     pub group: Option<Group>,
     /// What the tenant's processes may use together, page cache included; swap space none.
     pub memory: Bytes,
     /// Most processes and threads.
     pub pids: u64,
-    /// [`rlimits`], as far as the caller can tell.
-    pub rlimits: Vec<PosixRlimit>,
 }
 
 /// The content of `config.json`.
@@ -96,7 +97,14 @@ fn linux(
 ) -> Result<oci_spec::runtime::Linux, OciSpecError> {
     let namespaces: Result<Vec<_>, _> = NAMESPACES
         .iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(*kind).build())
+        .map(|kind| {
+            let namespace = LinuxNamespaceBuilder::default().typ(*kind);
+            match kind {
+                LinuxNamespaceType::User => namespace.path(description.user_namespace),
+                _ => namespace,
+            }
+            .build()
+        })
         .collect();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces?)
@@ -244,77 +252,36 @@ fn granted() -> Capabilities {
 const OOM_SCORE_ADJ: i32 = 100;
 
 /// What a login on Debian has. Hard limits are those that root of a machine of its own could set: root of a container
-/// cannot raise them, and the memory behind them counts against the container's limit. (name, kernel's name, soft, hard)
-const RLIMITS: [(PosixRlimitType, Resource, u64, u64); 8] = {
+/// cannot raise them, and the memory behind them counts against the container's limit. (name, soft, hard)
+const RLIMITS: [(PosixRlimitType, u64, u64); 8] = {
     use PosixRlimitType as Name;
     [
-        (Name::RlimitCore, Resource::RLIMIT_CORE, 0, RLIM_INFINITY),
-        (
-            Name::RlimitMemlock,
-            Resource::RLIMIT_MEMLOCK,
-            8 << 20,
-            RLIM_INFINITY,
-        ),
-        (
-            Name::RlimitMsgqueue,
-            Resource::RLIMIT_MSGQUEUE,
-            819_200,
-            819_200,
-        ),
-        (Name::RlimitNice, Resource::RLIMIT_NICE, 0, 0),
-        (Name::RlimitNofile, Resource::RLIMIT_NOFILE, 1024, 1 << 20),
+        (Name::RlimitCore, 0, RLIM_INFINITY),
+        (Name::RlimitMemlock, 8 << 20, RLIM_INFINITY),
+        (Name::RlimitMsgqueue, 819_200, 819_200),
+        (Name::RlimitNice, 0, 0),
+        (Name::RlimitNofile, 1024, 1 << 20),
         // Processes are limited by the cgroup.
-        (
-            Name::RlimitNproc,
-            Resource::RLIMIT_NPROC,
-            RLIM_INFINITY,
-            RLIM_INFINITY,
-        ),
+        (Name::RlimitNproc, RLIM_INFINITY, RLIM_INFINITY),
         // Real-time priorities would keep neighbours from the processors.
-        (Name::RlimitRtprio, Resource::RLIMIT_RTPRIO, 0, 0),
-        (
-            Name::RlimitStack,
-            Resource::RLIMIT_STACK,
-            8 << 20,
-            RLIM_INFINITY,
-        ),
+        (Name::RlimitRtprio, 0, 0),
+        (Name::RlimitStack, 8 << 20, RLIM_INFINITY),
     ]
 };
-/// Its bit in /proc/self/status (linux/capability.h).
-const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
-/// The limits of a container's processes. Root without CAP_SYS_RESOURCE, as in a container, can give no more than it has,
-/// and runtimes fail at more.
-///
-/// # Errors
-/// /proc is not mounted.
-pub fn rlimits() -> io::Result<Vec<PosixRlimit>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    let unbound = effective.is_some_and(|mask| mask & CAP_SYS_RESOURCE != 0);
-    limits_below(|resource| {
-        if unbound {
-            Ok(RLIM_INFINITY)
-        } else {
-            Ok(getrlimit(resource)?.1)
-        }
+/// The limits of a container's processes. Where root lacks CAP_SYS_RESOURCE, as in some containers, they have those of the
+/// shim instead: runtimes set them from outside, and may not (prlimit(2)).
+fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let may = has_capability(SYS_RESOURCE);
+    let all = RLIMITS.into_iter().filter(|_| may);
+    all.map(|(name, soft, hard)| {
+        PosixRlimitBuilder::default()
+            .typ(name)
+            .soft(soft)
+            .hard(hard)
+            .build()
     })
-}
-
-fn limits_below(most: impl Fn(Resource) -> io::Result<u64>) -> io::Result<Vec<PosixRlimit>> {
-    RLIMITS
-        .into_iter()
-        .map(|(name, resource, soft, hard)| {
-            let hard = hard.min(most(resource)?);
-            PosixRlimitBuilder::default()
-                .typ(name)
-                .soft(soft.min(hard))
-                .hard(hard)
-                .build()
-                .map_err(io::Error::other)
-        })
-        .collect()
+    .collect()
 }
 
 const ENVIRONMENT: &[&str] = &[
@@ -344,7 +311,7 @@ fn process(description: &Description<'_>) -> Result<Process, OciSpecError> {
         .env(words(ENVIRONMENT))
         .cwd("/")
         .capabilities(capabilities)
-        .rlimits(description.rlimits.clone())
+        .rlimits(rlimits()?)
         // sudo is the point.
         .no_new_privileges(false)
         .oom_score_adj(OOM_SCORE_ADJ)
@@ -480,13 +447,13 @@ mod tests {
                 first: 300_000,
                 count: 65_536,
             },
+            user_namespace: Path::new("/proc/1/fd/5"),
             group: version.map(|version| Group {
                 path: "/fief/alice-0/tenant".to_owned(),
                 version,
             }),
             memory: Bytes::from_mib(512),
             pids: 1000,
-            rlimits: limits_below(|_| Ok(RLIM_INFINITY)).unwrap(),
         }
     }
 
@@ -596,26 +563,6 @@ mod tests {
         for set in ["inheritable", "ambient"] {
             assert!(capabilities[set].as_array().unwrap().is_empty(), "{set}");
         }
-    }
-
-    #[test]
-    fn limits_of_processes_are_a_logins_and_never_above_what_the_caller_can_give() {
-        let limits = |most| {
-            let limits = limits_below(|_| Ok(most)).unwrap();
-            let files = limits
-                .iter()
-                .find(|limit| limit.typ() == PosixRlimitType::RlimitNofile)
-                .unwrap();
-            assert!(
-                limits
-                    .iter()
-                    .all(|limit| limit.soft() <= limit.hard() && limit.hard() <= most)
-            );
-            (files.soft(), files.hard())
-        };
-        assert_eq!(limits(RLIM_INFINITY), (1024, 1 << 20));
-        assert_eq!(limits(20_000), (1024, 20_000));
-        assert_eq!(limits(512), (512, 512));
     }
 
     #[test]

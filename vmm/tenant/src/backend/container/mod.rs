@@ -5,12 +5,12 @@
 
 mod bundle;
 mod console;
-mod idmap;
 mod ids;
 mod loop_device;
 mod root;
 pub mod runtime;
 mod seccomp;
+mod user_namespace;
 
 use std::fs::{self, File};
 use std::io;
@@ -37,8 +37,10 @@ use crate::spec::{Init, Spec};
 use crate::store::{Reason, Tenant};
 
 use bundle::Description;
+use ids::IdRange;
 use root::{Layers, RootError};
 use runtime::{Runtime, RuntimeError};
+use user_namespace::UserNamespace;
 
 /// The agent finds its listening socket here (systemd's SD_LISTEN_FDS_START, which runtimes count from, too).
 const LISTENER: RawFd = 3;
@@ -53,6 +55,9 @@ const RUNTIME_STATE: &str = "runtime";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The same for the removal, after which the processes are ended by their cgroup.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
+
+/// Linux, include/uapi/linux/securebits.h: who changes her ids keeps what she may do.
+const SECBIT_NO_SETUID_FIXUP: nix::libc::c_ulong = 1 << 2;
 
 /// Why a container could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -178,18 +183,21 @@ impl Container {
                 &self.files.agent,
                 &self.runtime.path,
             ];
+            let namespace = UserNamespace::new(ids)
+                .map_err(cannot("cannot make the tenant's user namespace"))?;
             let root = root::mount_all(Layers {
                 place: root::place(&needed)?,
                 image: &self.files.image,
                 image_format: &self.files.image_format,
                 disk: &self.tenant.disk(self.spec.isolation),
                 ids,
+                namespace: &namespace,
                 give_up: self.give_up.as_fd(),
             })?;
             self.runtime
                 .settle_mounts()
                 .map_err(cannot("cannot make the cgroups ready for the runtime"))?;
-            self.write_bundle(&root, ids)?;
+            self.write_bundle(&root, ids, &namespace)?;
             self.create(listener)
         })?;
         let child = fs::read_to_string(self.tenant.run_directory().join(PID_FILE))
@@ -212,20 +220,20 @@ impl Container {
         })
     }
 
-    fn write_bundle(&self, root: &Path, ids: ids::IdRange) -> Result<()> {
+    fn write_bundle(&self, root: &Path, ids: IdRange, namespace: &UserNamespace) -> Result<()> {
         let bundle = bundle::spec(&Description {
             root,
             agent: &self.files.agent,
             words: agent_words(&self.spec, self.network.as_ref()),
             hostname: &self.spec.hostname,
             ids,
+            user_namespace: &namespace.path(),
             group: self
                 .group
                 .of_container()
                 .map(|(path, version)| bundle::Group { path, version }),
             memory: self.spec.memory,
             pids: CONTAINER_PROCESSES,
-            rlimits: bundle::rlimits().map_err(cannot("cannot read this process's limits"))?,
         });
         bundle
             .map_err(io::Error::other)

@@ -22,9 +22,10 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use super::idmap::Map;
+use super::SECBIT_NO_SETUID_FIXUP;
 use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
+use super::user_namespace::UserNamespace;
 use crate::process::elsewhere;
 
 /// Every system has these directories (Filesystem Hierarchy Standard, 3.11, 3.12, 3.17), and everybody may look into them: the
@@ -74,6 +75,8 @@ pub struct Layers<'a> {
     /// A file with an ext4 that nobody but this kernel has ever written.
     pub disk: &'a Path,
     pub ids: IdRange,
+    /// Has the map of those.
+    pub namespace: &'a UserNamespace,
     /// Readable when the root is not wanted any more.
     pub give_up: BorrowedFd<'a>,
 }
@@ -117,12 +120,11 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     for path in [&lower, &disk, &root] {
         std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
     }
-    let map = Map::new(layers.ids).map_err(failed("make a map of the tenant's ids"))?;
     let image = mount_image(layers)?;
-    give(&map, &image, "the image", layers.image_format)?;
+    give(layers.namespace, &image, "the image", layers.image_format)?;
     put(&image, &lower)?;
     let layer = mount_disk(layers.disk, layers.give_up)?;
-    give(&map, &layer, "the tenant's disk", "ext4")?;
+    give(layers.namespace, &layer, "the tenant's disk", "ext4")?;
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
     Ok(root)
@@ -237,8 +239,13 @@ fn new_mount(kind: &str, source: &Path, read_only: bool) -> io::Result<OwnedFd> 
     )?)
 }
 
-fn give(map: &Map, mounted: &OwnedFd, what: &'static str, kind: &str) -> Result<(), RootError> {
-    map.apply(mounted).map_err(|source| RootError::IdMap {
+fn give(
+    namespace: &UserNamespace,
+    mounted: &OwnedFd,
+    what: &'static str,
+    kind: &str,
+) -> Result<(), RootError> {
+    namespace.give(mounted).map_err(|source| RootError::IdMap {
         what,
         kind: kind.to_owned(),
         source,
@@ -285,8 +292,6 @@ const BLOCK: u64 = 4096;
 const SUPERBLOCK: u64 = 1024;
 // Linux, include/uapi/linux/ext4.h: EXT4_IOC_RESIZE_FS.
 nix::ioctl_write_ptr!(resize, b'f', 16, u64);
-/// Linux, include/uapi/linux/securebits.h.
-const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ use oci_spec::OciSpecError;
 use super::bundle::{self, AGENT, Description, Group};
 use super::ids::NOBODYS;
 use super::root::{self, RootError};
+use super::user_namespace::UserNamespace;
 use crate::cgroup::{Version, mounts};
 use crate::process::{Process, elsewhere};
 use crate::spec::Bytes;
@@ -274,7 +275,15 @@ pub fn try_out(runtime: &Runtime, agent: &Path) -> Result<(), TrialError> {
         // As for a tenant: the container's users could not pass everybody's directory for temporary files.
         let place = root::place(&[agent, &runtime.path, directory.path()])?;
         root::cover(place)?;
-        write_bundle(directory.path(), &place.join("root"), agent, &group)?;
+        let namespace =
+            UserNamespace::new(NOBODYS).map_err(failed("cannot make a user namespace"))?;
+        write_bundle(
+            directory.path(),
+            &place.join("root"),
+            agent,
+            &group,
+            &namespace,
+        )?;
         run(runtime, directory.path(), &id)
     })
     .map_err(failed("cannot start a thread for the trial"))?;
@@ -293,6 +302,7 @@ fn write_bundle(
     root: &Path,
     agent: &Path,
     group: &Path,
+    namespace: &UserNamespace,
 ) -> Result<(), TrialError> {
     let make = || -> io::Result<()> {
         // The container's root is nobody in it: the places of mounts must be there.
@@ -311,13 +321,13 @@ fn write_bundle(
         words: Vec::new(),
         hostname: "trial",
         ids: NOBODYS,
+        user_namespace: &namespace.path(),
         group: version.map(|version| Group {
             path: group.display().to_string(),
             version,
         }),
         memory: TRIAL_MEMORY,
         pids: TRIAL_PIDS,
-        rlimits: bundle::rlimits().map_err(failed("cannot read this process's limits"))?,
     })?;
     if let Some(process) = spec.process_mut() {
         process.set_terminal(Some(false));

@@ -1,11 +1,12 @@
-//! Mounts whose files belong to a tenant's range of ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`): id 0 on the disk is the
-//! first of the range outside, and is 0 again for the tenant, whose user namespace has the same map.
+//! A tenant's user namespace, and mounts whose files belong to its ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`): id 0 on the
+//! disk is the first of the range outside, and is 0 again for the tenant.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -13,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pause, pipe2};
 
+use super::SECBIT_NO_SETUID_FIXUP;
 use super::ids::IdRange;
 
 /// Linux, include/uapi/linux/mount.h.
@@ -25,27 +27,33 @@ struct MountAttr {
 }
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
-/// A user namespace with a tenant's map and nobody in it, for mounts.
+/// A user namespace with a tenant's map of ids, before anybody is in it.
+///
+/// It belongs to the tenant's root, not to the host's: what the kernel counts by the owner of a namespace (inotify instances
+/// and watches, namespaces, locked memory, …: Linux, kernel/ucount.c) is counted for that tenant alone. Made by the host's
+/// root, as OCI runtimes do, the limits of all tenants would be one, and that of the host's root, too.
 #[derive(Debug)]
-pub struct Map(File);
+pub struct UserNamespace(File);
 
-impl Map {
+impl UserNamespace {
     /// # Errors
     /// User namespaces are switched off, or no permission.
     pub fn new(ids: IdRange) -> io::Result<Self> {
         let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
         let parent = getpid();
-        // SAFETY: the child calls nothing but prctl(2), getppid(2), unshare(2), write(2), pause(2) and _exit(2), which need no
-        // lock of another thread's.
+        // SAFETY: the child makes system calls only, which need no lock of another thread's: nix leaves the ids of all threads
+        // to libc, so these are made without it.
         match unsafe { fork() }? {
             ForkResult::Child => {
-                // It has this process's descriptors, the tenant's lock among them, and must not outlive it.
+                let made =
+                    become_owner(ids.first).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER));
+                // It has this process's descriptors, the tenant's lock among them, and must not outlive it. (Other ids put an
+                // end to what was bound before.)
                 let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
                 if bound.is_err() || getppid() != parent {
                     // SAFETY: ends this process.
                     unsafe { libc::_exit(1) };
                 }
-                let made = unshare(CloneFlags::CLONE_NEWUSER);
                 let _ = nix::unistd::write(&tell, &[u8::from(made.is_ok())]);
                 loop {
                     pause();
@@ -61,11 +69,16 @@ impl Map {
         }
     }
 
+    /// A path to it, for processes that may look at this one.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
+    }
+
     /// Gives the files of a mount that has no place yet to the range.
     ///
     /// # Errors
     /// The kernel cannot do so for this file system (EINVAL).
-    pub fn apply(&self, mount: impl AsFd) -> io::Result<()> {
+    pub fn give(&self, mount: impl AsFd) -> io::Result<()> {
         let attr = MountAttr {
             set: MOUNT_ATTR_IDMAP,
             clear: 0,
@@ -83,9 +96,26 @@ impl Map {
                 size_of::<MountAttr>(),
             )
         };
-        nix::errno::Errno::result(done)?;
+        Errno::result(done)?;
         Ok(())
     }
+}
+
+/// Changes this process's ids, without what it may do.
+fn become_owner(id: u32) -> nix::Result<()> {
+    // SAFETY: these take numbers only. Not by libc, which would change the ids of threads that a child does not have.
+    unsafe {
+        Errno::result(libc::prctl(
+            libc::PR_SET_SECUREBITS,
+            SECBIT_NO_SETUID_FIXUP,
+            0,
+            0,
+            0,
+        ))?;
+        Errno::result(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, id, id, id))?;
+    }
+    Ok(())
 }
 
 fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<File> {
@@ -95,7 +125,7 @@ fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<File> {
             "this kernel makes no user namespace here (user.max_user_namespaces?)",
         ));
     }
-    let process = Path::new("/proc").join(child.to_string());
+    let process = PathBuf::from("/proc").join(child.to_string());
     for file in ["uid_map", "gid_map"] {
         fs::write(process.join(file), ids.map())?;
     }
