@@ -12,6 +12,7 @@ mod copies;
 mod crashes;
 mod density;
 mod disks;
+mod gpus;
 mod images;
 mod instructions;
 mod isolation;

@@ -74,6 +74,7 @@ impl Rig {
             isolation: Isolation::Vm,
             runtime: None,
             allow_unenforced: false,
+            gpus: Vec::new(),
             hostname: "a".to_owned(),
             ssh_keys: Vec::new(),
             keyless_account: false,

@@ -10,13 +10,13 @@ use super::policy::PolicyArgs;
 use super::prepare;
 use super::ssh_key;
 use super::{Context, Error, Result};
-use crate::backend::container::runtime::portable;
+use crate::backend::container::{cdi, runtime::portable};
 use crate::carry::Needs;
 use crate::network;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds, Net,
-    RestartPolicy, Spec, TenantName, VERSION,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Gpu, Init, Isolation, KernelFormat, Limits, LogBounds,
+    Net, RestartPolicy, Spec, TenantName, VERSION,
 };
 use crate::store::{Locked, Store};
 use crate::terminal::output;
@@ -58,6 +58,10 @@ pub struct TenantArgs {
     /// Run a container though this machine cannot enforce all of its limits
     #[arg(long)]
     allow_unenforced: bool,
+    /// Give a container a GPU, or another device, of this machine: its name in the files of /etc/cdi and /var/run/cdi, as
+    /// nvidia.com/gpu=0; may be given several times
+    #[arg(long = "gpu", value_name = "DEVICE")]
+    gpus: Vec<Gpu>,
     /// Kernel of a virtual machine: debian, tuned, micro, or a kernel file with everything built in
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
     kernel: String,
@@ -132,6 +136,7 @@ impl TenantArgs {
             // The shim, which starts it, has another working directory.
             runtime: self.runtime.as_deref().map(portable).transpose()?,
             allow_unenforced: self.allow_unenforced,
+            gpus: self.gpus.clone(),
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             keyless_account: false,
@@ -149,6 +154,7 @@ impl TenantArgs {
         self.network.apply(&mut spec);
         self.policy.apply(&mut spec);
         spec.check(prepare::total_memory()?)?;
+        cdi::resolve(&spec.gpus)?;
         // Before anything is made: images take minutes.
         if spec.net != Net::None {
             network::require()?;

@@ -10,6 +10,7 @@ use super::create::{self, TenantArgs};
 use super::environment::{self, Variable};
 use super::error::remote;
 use super::{Context, Error, Result, exec, prepare, start, stop};
+use crate::backend::container::cdi;
 use crate::carry::Needs;
 use crate::progress::Shown;
 use crate::shim::{Attached, Order};
@@ -92,7 +93,10 @@ impl PlaceArgs {
     pub fn request(&self, spec: &Spec, argv: Vec<String>, user: Option<String>) -> ExecRequest {
         ExecRequest {
             argv,
-            env: environment::over(&spec.env, environment::resolve(&self.env)),
+            env: environment::over(
+                &environment::over(&cdi::variables(&spec.gpus), spec.env.clone()),
+                environment::resolve(&self.env),
+            ),
             cwd: self.workdir.clone(),
             user,
             ..ExecRequest::default()

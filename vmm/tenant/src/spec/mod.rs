@@ -1,6 +1,7 @@
 //! What a tenant asks for. Written once, at creation, and read at every start.
 
 mod disk;
+mod gpu;
 mod limits;
 mod name;
 mod restart;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::network::{Publish, resolver};
 
 pub use disk::{Disk, DiskName, DiskNameError, DiskSource, MAX_DISKS};
+pub use gpu::{Gpu, GpuError};
 pub use limits::{DEFAULT_WEIGHT, Limits};
 pub use name::{NameError, TenantName};
 pub use restart::{PolicyError, RestartPolicy};
@@ -145,6 +147,9 @@ pub struct Spec {
     /// A container runs though this machine cannot enforce all of its limits.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unenforced: bool,
+    /// GPUs and other devices of this machine for a container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
     /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
@@ -231,6 +236,12 @@ pub enum SpecError {
         "{0} cannot be enforced for a container; leave it out, use --isolation vm, or accept that with --allow-unenforced"
     )]
     Unenforced(String),
+    #[error(
+        "--gpu {0} is a device for a container; add --isolation container, or leave it out (machines get no devices yet)"
+    )]
+    GpuForMachine(Gpu),
+    #[error("--gpu {0} is given twice; leave one out")]
+    SameGpu(Gpu),
     #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
     LittleLog(Bytes),
     #[error("--log-files 0 is not possible; give 1 to 255")]
@@ -286,6 +297,14 @@ impl Spec {
         let limits = self.limits.of_monitor();
         if self.isolation == Isolation::Container && !self.allow_unenforced && !limits.is_empty() {
             return Err(SpecError::Unenforced(limits.join(" and ")));
+        }
+        for (at, gpu) in self.gpus.iter().enumerate() {
+            if self.isolation == Isolation::Vm {
+                return Err(SpecError::GpuForMachine(gpu.clone()));
+            }
+            if self.gpus[..at].contains(gpu) {
+                return Err(SpecError::SameGpu(gpu.clone()));
+            }
         }
         Ok(())
     }

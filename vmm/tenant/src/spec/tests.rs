@@ -15,6 +15,7 @@ pub(crate) fn spec() -> Spec {
         isolation: Isolation::Vm,
         runtime: None,
         allow_unenforced: false,
+        gpus: Vec::new(),
         hostname: "a".to_owned(),
         ssh_keys: Vec::new(),
         keyless_account: false,

@@ -3,18 +3,19 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::RLIM_INFINITY;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount,
-    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemoryBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use super::cdi::Devices;
 use super::ids::IdRange;
 use super::seccomp;
 use crate::cgroup::Version;
@@ -56,6 +57,10 @@ pub struct Description<'a> {
     pub memory: Bytes,
     /// Most processes and threads.
     pub pids: u64,
+    /// Devices of the host.
+    pub devices: &'a Devices,
+    /// Their nodes on the host, in the order of the devices' own.
+    pub nodes: &'a [PathBuf],
 }
 
 /// The content of `config.json`.
@@ -293,6 +298,9 @@ const ENVIRONMENT: &[&str] = &[
 ];
 
 fn process(description: &Description<'_>) -> Result<Process, OciSpecError> {
+    let variables = description.devices.variables.iter();
+    let mut environment = words(ENVIRONMENT);
+    environment.extend(variables.map(|(name, value)| format!("{name}={value}")));
     let user = UserBuilder::default().uid(0u32).gid(0u32).build()?;
     let granted = granted();
     let capabilities = LinuxCapabilitiesBuilder::default()
@@ -308,7 +316,7 @@ fn process(description: &Description<'_>) -> Result<Process, OciSpecError> {
         .terminal(true)
         .user(user)
         .args([arguments, description.words.clone()].concat())
-        .env(words(ENVIRONMENT))
+        .env(environment)
         .cwd("/")
         .capabilities(capabilities)
         .rlimits(rlimits()?)
@@ -324,7 +332,18 @@ fn resources(description: &Description<'_>) -> Result<LinuxResources, OciSpecErr
         .allow(false)
         .access("rwm")
         .build()?;
-    let resources = LinuxResourcesBuilder::default().devices([no_device]);
+    let mut devices = vec![no_device];
+    for node in &description.devices.nodes {
+        let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        let one = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::C)
+            .major(number(node.major))
+            .minor(number(node.minor))
+            .access("rw");
+        devices.push(one.build()?);
+    }
+    let resources = LinuxResourcesBuilder::default().devices(devices);
     if description.group.is_none() {
         return resources.build();
     }
@@ -360,7 +379,7 @@ fn mounts(description: &Description<'_>) -> Result<Vec<Mount>, OciSpecError> {
         Some(Version::V2) => "rw",
         _ => "ro",
     };
-    Ok(vec![
+    let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount(
             "/sys",
@@ -412,7 +431,24 @@ fn mounts(description: &Description<'_>) -> Result<Vec<Mount>, OciSpecError> {
             &["nosuid", "nodev", "mode=0755", &shared],
         )?,
         agent,
-    ])
+    ];
+    for (node, source) in description.devices.nodes.iter().zip(description.nodes) {
+        let node = MountBuilder::default()
+            .destination(&node.path)
+            .typ("bind")
+            .source(source)
+            .options(words(&["bind", "nosuid", "noexec"]));
+        mounts.push(node.build()?);
+    }
+    for given in &description.devices.mounts {
+        let given = MountBuilder::default()
+            .destination(&given.destination)
+            .typ("bind")
+            .source(&given.source)
+            .options(given.options.clone());
+        mounts.push(given.build()?);
+    }
+    Ok(mounts)
 }
 
 fn mount(
@@ -435,7 +471,14 @@ fn words(words: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cdi::{self, Node};
     use super::*;
+
+    static NONE: Devices = Devices {
+        nodes: Vec::new(),
+        mounts: Vec::new(),
+        variables: Vec::new(),
+    };
 
     fn description(version: Option<Version>) -> Description<'static> {
         Description {
@@ -454,6 +497,8 @@ mod tests {
             }),
             memory: Bytes::from_mib(512),
             pids: 1000,
+            devices: &NONE,
+            nodes: &[],
         }
     }
 
@@ -524,6 +569,44 @@ mod tests {
                 serde_json::json!([{ "allow": false, "access": "rwm" }])
             );
         }
+    }
+
+    #[test]
+    fn a_device_is_bound_and_allowed_and_nothing_else_of_the_hosts() {
+        let devices = Devices {
+            nodes: vec![Node {
+                path: "/dev/gpu0".to_owned(),
+                major: 195,
+                minor: 3,
+                mode: 0o660,
+                uid: 0,
+                gid: 44,
+            }],
+            mounts: vec![cdi::Mount {
+                source: PathBuf::from("/opt/driver"),
+                destination: "/usr/lib/driver".to_owned(),
+                options: words(&["bind", "nosuid", "nodev", "ro"]),
+            }],
+            variables: vec![("GPU".to_owned(), "0".to_owned())],
+        };
+        let description = Description {
+            devices: &devices,
+            nodes: &[PathBuf::from("/mnt/devices/0")],
+            ..description(Some(Version::V2))
+        };
+        let spec = serde_json::to_value(super::spec(&description).unwrap()).unwrap();
+        assert_eq!(mounted(&spec, "/dev/gpu0"), r#"["bind","nosuid","noexec"]"#);
+        assert_eq!(
+            mounted(&spec, "/usr/lib/driver"),
+            r#"["bind","nosuid","nodev","ro"]"#
+        );
+        let allowed = &spec["linux"]["resources"]["devices"][1];
+        let expected = serde_json::json!({
+            "allow": true, "type": "c", "major": 195, "minor": 3, "access": "rw"
+        });
+        assert_eq!(*allowed, expected);
+        let variables = spec["process"]["env"].as_array().unwrap();
+        assert!(variables.contains(&"GPU=0".into()));
     }
 
     #[test]

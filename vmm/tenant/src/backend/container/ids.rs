@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::{FileError, Held, MACHINE, Tenant, failed, read_json, write_json};
 
 /// Ids of a tenant: as many as the first 16 bits count, which programs expect to have.
-const COUNT: u32 = 1 << 16;
+pub const COUNT: u32 = 1 << 16;
 /// Beyond the ids that useradd, systemd and other container managers give away (systemd.io, "Users, Groups, UIDs and GIDs on
 /// systemd Systems"), and below those that some programs take for negative numbers.
 const FIRST: u32 = 0x7000_0000;

@@ -4,6 +4,7 @@
 //! is fief's agent, and waits for it as for a monitor.
 
 mod bundle;
+pub mod cdi;
 mod console;
 mod ids;
 mod loop_device;
@@ -17,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,7 @@ use crate::spec::{Init, Spec};
 use crate::store::{Reason, Tenant};
 
 use bundle::Description;
+use cdi::Devices;
 use ids::IdRange;
 use root::{Layers, RootError};
 use runtime::{Runtime, RuntimeError};
@@ -64,6 +66,8 @@ const SECBIT_NO_SETUID_FIXUP: nix::libc::c_ulong = 1 << 2;
 pub enum ContainerError {
     #[error(transparent)]
     Root(#[from] RootError),
+    #[error(transparent)]
+    Cdi(#[from] cdi::CdiError),
     #[error(transparent)]
     Ids(#[from] ids::IdsError),
     #[error(transparent)]
@@ -174,6 +178,7 @@ impl Container {
             .map_err(cannot("cannot make the agent's socket"))?;
         let console = UnixListener::bind(through(&self.run, CONSOLE_SOCKET))
             .map_err(cannot("cannot make the console's socket"))?;
+        let devices = cdi::resolve(&self.spec.gpus)?;
         let ids = ids::claim(&self.tenant)?;
         let messages = elsewhere(|| {
             // The runtime works with all of these in the mount namespace that hides one place.
@@ -185,8 +190,9 @@ impl Container {
             ];
             let namespace = UserNamespace::new(ids)
                 .map_err(cannot("cannot make the tenant's user namespace"))?;
+            let place = root::place(&needed)?;
             let root = root::mount_all(Layers {
-                place: root::place(&needed)?,
+                place,
                 image: &self.files.image,
                 image_format: &self.files.image_format,
                 disk: &self.tenant.disk(self.spec.isolation),
@@ -197,7 +203,8 @@ impl Container {
             self.runtime
                 .settle_mounts()
                 .map_err(cannot("cannot make the cgroups ready for the runtime"))?;
-            self.write_bundle(&root, ids, &namespace)?;
+            let nodes = root::device_nodes(place, &devices.nodes, ids)?;
+            self.write_bundle(&root, ids, &namespace, &devices, &nodes)?;
             self.create(listener)
         })?;
         let child = fs::read_to_string(self.tenant.run_directory().join(PID_FILE))
@@ -220,7 +227,14 @@ impl Container {
         })
     }
 
-    fn write_bundle(&self, root: &Path, ids: IdRange, namespace: &UserNamespace) -> Result<()> {
+    fn write_bundle(
+        &self,
+        root: &Path,
+        ids: IdRange,
+        namespace: &UserNamespace,
+        devices: &Devices,
+        nodes: &[PathBuf],
+    ) -> Result<()> {
         let bundle = bundle::spec(&Description {
             root,
             agent: &self.files.agent,
@@ -234,6 +248,8 @@ impl Container {
                 .map(|(path, version)| bundle::Group { path, version }),
             memory: self.spec.memory,
             pids: CONTAINER_PROCESSES,
+            devices,
+            nodes,
         });
         bundle
             .map_err(io::Error::other)

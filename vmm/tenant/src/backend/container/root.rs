@@ -15,14 +15,15 @@ use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mkdirat, mknod};
+use nix::unistd::{Gid, Uid, chown, setfsgid, setfsuid};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
 use super::SECBIT_NO_SETUID_FIXUP;
+use super::cdi::Node;
 use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
 use super::user_namespace::UserNamespace;
@@ -128,6 +129,36 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
     Ok(root)
+}
+
+/// Makes device nodes that belong to the tenant beside its root, for the runtime to bind: the host's own are its root's. In
+/// the order of `nodes`.
+///
+/// # Errors
+/// No permission to make devices.
+pub fn device_nodes(place: &Path, nodes: &[Node], ids: IdRange) -> Result<Vec<PathBuf>, RootError> {
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let directory = place.join("devices");
+    let making = || "make the tenant's device nodes".to_owned();
+    std::fs::create_dir(&directory).map_err(failed(making()))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let data = Some("size=64k,mode=0755");
+    mount(Some("fief"), &directory, Some("tmpfs"), flags, data)
+        .map_err(|error| failed(making())(error.into()))?;
+    let make = |(number, node): (usize, &Node)| {
+        let path = directory.join(number.to_string());
+        let mode = Mode::from_bits_truncate(node.mode);
+        mknod(&path, SFlag::S_IFCHR, mode, makedev(node.major, node.minor))?;
+        let (uid, gid) = (ids.first + node.uid, ids.first + node.gid);
+        chown(&path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        // Whatever this process's umask is.
+        fchmodat(rustix::fs::CWD, &path, mode, FchmodatFlags::FollowSymlink)?;
+        Ok(path)
+    };
+    let made: nix::Result<_> = nodes.iter().enumerate().map(make).collect();
+    made.map_err(|error| failed(making())(error.into()))
 }
 
 /// Puts an empty file system over `place`, for directories to mount on. The calling thread has mounts of its own.

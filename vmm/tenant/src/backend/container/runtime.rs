@@ -16,6 +16,7 @@ use nix::unistd::{Whence, geteuid, getpid, getppid, gettid, lseek};
 use oci_spec::OciSpecError;
 
 use super::bundle::{self, AGENT, Description, Group};
+use super::cdi::Devices;
 use super::ids::NOBODYS;
 use super::root::{self, RootError};
 use super::user_namespace::UserNamespace;
@@ -328,6 +329,8 @@ fn write_bundle(
         }),
         memory: TRIAL_MEMORY,
         pids: TRIAL_PIDS,
+        devices: &Devices::default(),
+        nodes: &[],
     })?;
     if let Some(process) = spec.process_mut() {
         process.set_terminal(Some(false));
