@@ -110,7 +110,7 @@ fn begin(words: &[&[u8]]) -> (Settings, Option<Listener>) {
         ),
         Err(error) => {
             log::error(format!(
-                "descriptor 3 is no listening unix socket: {error}; a container's runtime passes it with --preserve-fds 1"
+                "descriptor 3 is no listening unix socket: {error}; a container's runtime passes it with --preserve-fds 2"
             ));
             std::process::exit(1)
         }
@@ -120,7 +120,12 @@ fn begin(words: &[&[u8]]) -> (Settings, Option<Listener>) {
 /// PID 1: sets up the tenant's root, then serves or becomes the image's init. Never returns.
 fn start_system(words: &[&[u8]]) -> ! {
     match container_words(words) {
-        Some(_) => boot::belong_to_container(),
+        Some(_) => {
+            if let Err(error) = boot::belong_to_container() {
+                log::error(error);
+                std::process::exit(1);
+            }
+        }
         None => boot::mount_kernel_file_systems(),
     }
     let (settings, listener) = begin(words);

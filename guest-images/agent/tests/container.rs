@@ -39,11 +39,15 @@ struct Plan<'a> {
     no_socket: bool,
     /// The kernel does not let it end the system.
     no_reboot: bool,
+    /// Nobody lets it go on.
+    no_go: bool,
 }
 
 struct Container {
     /// The process that is PID 1's parent, as a shim is.
     parent: Pid,
+    /// What let PID 1 go on, if anything did: as long as it is open, its keeper lives.
+    _go: Option<File>,
     /// Its word about PID 1's end, as waitpid(2) has it.
     end: File,
     /// What PID 1 and all its children write; at its end when the last of them has ended.
@@ -58,12 +62,17 @@ impl Container {
         let listener = UnixListener::bind(root.path().join("agent.socket")).unwrap();
         // Another test's container must not hold the other ends of these: they are made and given away in one.
         let alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        let [(ready, is_ready), (go, may_go), (end, ended), (said, says)] =
-            [(); 4].map(|()| pipe2(OFlag::O_CLOEXEC).unwrap());
+        let [
+            (ready, is_ready),
+            (may_wait, may_go),
+            (end, ended),
+            (said, says),
+            (goes, lets_go),
+        ] = [(); 5].map(|()| pipe2(OFlag::O_CLOEXEC).unwrap());
         // SAFETY: only plain files and system calls follow, and glibc keeps its allocator usable in a forked child.
         let parent = match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
-                drop((ready, may_go, end, said));
+                drop((ready, may_go, end, said, lets_go));
                 let words = File::from(says.try_clone().unwrap());
                 std::panic::set_hook(Box::new(move |why| drop(writeln!(&words, "{why}"))));
                 let made = std::panic::catch_unwind(|| {
@@ -76,22 +85,27 @@ impl Container {
                     )
                     .unwrap();
                     File::from(is_ready).write_all(b"x").unwrap();
-                    File::from(go).read_exact(&mut [0]).unwrap();
-                    keep(plan, root.path(), &listener, says, ended);
+                    File::from(may_wait).read_exact(&mut [0]).unwrap();
+                    keep(plan, root.path(), &listener, &goes, says, ended);
                 });
                 // SAFETY: a forked child leaves without the test's exit handlers.
                 unsafe { nix::libc::_exit(i32::from(made.is_err())) }
             }
             ForkResult::Parent { child } => child,
         };
-        drop((is_ready, go, ended, says, listener, alone));
+        let go = (!plan.no_go).then(|| File::from(lets_go));
+        drop((is_ready, may_wait, ended, says, listener, goes, alone));
         File::from(ready).read_exact(&mut [0]).unwrap();
         for map in ["uid_map", "gid_map"] {
             fs::write(format!("/proc/{parent}/{map}"), "0 0 65536").unwrap();
         }
         File::from(may_go).write_all(b"x").unwrap();
+        if let Some(mut go) = go.as_ref() {
+            go.write_all(b"x").unwrap();
+        }
         Container {
             parent,
+            _go: go,
             end: end.into(),
             said: said.into(),
             root,
@@ -170,7 +184,14 @@ fn furnish(root: &Path) {
 }
 
 /// In the new namespaces: does what a runtime does, waits for PID 1 and says how it ended.
-fn keep(plan: &Plan, root: &Path, listener: &UnixListener, says: OwnedFd, ended: OwnedFd) {
+fn keep(
+    plan: &Plan,
+    root: &Path,
+    listener: &UnixListener,
+    goes: &OwnedFd,
+    says: OwnedFd,
+    ended: OwnedFd,
+) {
     let nothing = None::<&str>;
     let bind = |from: &Path, to: &Path| {
         mount(Some(from), to, nothing, MsFlags::MS_BIND, nothing).unwrap();
@@ -202,7 +223,7 @@ fn keep(plan: &Plan, root: &Path, listener: &UnixListener, says: OwnedFd, ended:
     agent.stdin(Stdio::null()).stderr(says.try_clone().unwrap());
     agent.stdout(says).env_clear();
     let (root, socket, no_reboot) = (root.to_owned(), listener.as_raw_fd(), plan.no_reboot);
-    let no_socket = plan.no_socket;
+    let (no_socket, goes) = (plan.no_socket, goes.as_raw_fd());
     // SAFETY: system calls and what they need.
     unsafe {
         agent.pre_exec(move || {
@@ -216,6 +237,8 @@ fn keep(plan: &Plan, root: &Path, listener: &UnixListener, says: OwnedFd, ended:
             nix::libc::dup2(third, 3);
             // Where it was there already, that did nothing.
             nix::libc::fcntl(3, nix::libc::F_SETFD, 0);
+            nix::libc::dup2(goes, 4);
+            nix::libc::fcntl(4, nix::libc::F_SETFD, 0);
             if no_reboot {
                 // linux/capability.h: CAP_SYS_BOOT.
                 nix::libc::prctl(nix::libc::PR_CAPBSET_DROP, 22);
@@ -369,6 +392,17 @@ fn it_ends_with_its_parent_whoever_its_init_is() {
         kill(container.parent, Signal::SIGKILL).unwrap();
         container.rest();
     }
+}
+
+#[test]
+fn one_that_nobody_keeps_does_not_begin() {
+    let container = Container::start(&Plan {
+        no_go: true,
+        ..Plan::default()
+    });
+    let (status, said) = container.end();
+    assert_eq!(status, exited(1));
+    assert!(said.contains("keeps this container has ended"), "{said}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn left_of(name: &str) -> String {
 /// A runtime that is a script of the emulated host. `$does` is the first of its words that is a command.
 fn runtime(name: &str, script: &str) -> String {
     let path = format!("/var/lib/fief-{name}");
-    let head = "#!/bin/sh\nfor does; do case $does in create|start|delete) break; esac; done";
+    let head = "#!/bin/sh\nfor does; do case $does in run|delete) break; esac; done";
     in_host(&format!(
         "printf '%s\\n' '{head}' '{script}' > {path}; chmod +x {path}"
     ))
@@ -28,29 +28,27 @@ fn runtime(name: &str, script: &str) -> String {
 
 #[test]
 fn a_runtime_that_hangs_does_not_keep_its_tenant_from_being_killed() {
-    for hanging in ["create", "start"] {
-        let hangs = format!("[ $does != {hanging} ] || sleep 86400");
-        let path = runtime("hangs", &format!("{hangs}; exec runc \"$@\""));
-        let name = format!("rt-{hanging}");
-        let tenant = Tenant::create(&name, &format!("{CONTAINER} --runtime {path}"));
-        let started = spawn(&format!("start {name}"));
-        waiting::until("the runtime hangs", || {
-            (in_host("pgrep -f 'sleep 8640[0]'").code == Some(0)).then_some(())
-        });
-        run(&format!("kill {name}")).ok();
-        let said = waiting::end_of(started, "a start that was given up");
-        let words = String::from_utf8_lossy(&said.stderr);
-        assert_eq!(said.status.code(), Some(125), "{words}");
-        assert!(words.contains("told to stop"), "{words}");
-        assert_ne!(in_host("pgrep -f 'sleep 8640[0]'").code, Some(0));
-        waiting::until("nothing is left", || {
-            (left_of(&name).trim() == "0").then_some(())
-        });
-        // The same tenant, with a runtime that works.
-        runtime("hangs", "exec runc \"$@\"");
-        run(&format!("start {name}")).ok();
-        tenant.sh("true").ok();
-    }
+    let hangs = "[ $does != run ] || sleep 86400; exec runc \"$@\"";
+    let path = runtime("hangs", hangs);
+    let name = "rt-hangs";
+    let tenant = Tenant::create(name, &format!("{CONTAINER} --runtime {path}"));
+    let started = spawn(&format!("start {name}"));
+    waiting::until("the runtime hangs", || {
+        (in_host("pgrep -f 'sleep 8640[0]'").code == Some(0)).then_some(())
+    });
+    run(&format!("kill {name}")).ok();
+    let said = waiting::end_of(started, "a start that was given up");
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(125), "{words}");
+    assert!(words.contains("told to stop"), "{words}");
+    assert_ne!(in_host("pgrep -f 'sleep 8640[0]'").code, Some(0));
+    waiting::until("nothing is left", || {
+        (left_of(name).trim() == "0").then_some(())
+    });
+    // The same tenant, with a runtime that works.
+    runtime("hangs", "exec runc \"$@\"");
+    run(&format!("start {name}")).ok();
+    tenant.sh("true").ok();
     in_host("rm /var/lib/fief-hangs").ok();
 }
 
@@ -67,7 +65,7 @@ fn a_runtime_that_is_killed_half_way_leaves_nothing() {
     for death in deaths {
         runtime(
             "dies",
-            &format!("[ $does != create ] || {{ {death}; exit; }}; exec runc \"$@\""),
+            &format!("[ $does != run ] || {{ {death}; exit; }}; exec runc \"$@\""),
         );
         let said = run("start rt-killed");
         if said.code != Some(0) {

@@ -10,7 +10,13 @@ mod network;
 mod resolver;
 mod root;
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use beside::{BESIDE_NAME, CONTAINER, become_image_init};
 pub use device_nodes::make as make_device_nodes;
@@ -41,12 +47,36 @@ pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-/// A container ends with the process that keeps it, and its console is nobody's terminal, as a machine's is nobody's:
-/// a Ctrl-C there is no signal to PID 1. Whoever's init PID 1 becomes, this stays.
-pub fn belong_to_container() {
+/// Where a container's agent is told to go on, by a byte: the second descriptor after the standard ones, a pipe.
+const GO: RawFd = 4;
+
+/// Waits until the process that keeps the container lets it go on: by then that is this one's parent, not the runtime any
+/// more. A container ends with it, and its console is nobody's terminal, as a machine's is nobody's: a Ctrl-C there is no
+/// signal to PID 1. Whoever's init PID 1 becomes, this stays.
+///
+/// # Errors
+/// One line: nobody keeps it.
+pub fn belong_to_container() -> Result<(), String> {
+    // SAFETY: only looked at until it is known to be open. Nothing here has opened it.
+    let found = unsafe { BorrowedFd::borrow_raw(GO) };
+    fcntl(found, FcntlArg::F_GETFD).map_err(|_| {
+        format!(
+            "descriptor {GO} is not open; a container's runtime passes it with --preserve-fds 2"
+        )
+    })?;
+    // SAFETY: it is open, and from here on this file's alone.
+    let mut go = File::from(unsafe { OwnedFd::from_raw_fd(GO) });
+    let ended = |_| "the process that keeps this container has ended".to_owned();
+    go.read_exact(&mut [0]).map_err(ended)?;
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    // It keeps its end open: if that is closed, it ended before it could take this process along.
+    let mut fds = [PollFd::new(go.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::ZERO) != Ok(0) {
+        return Err(ended(std::io::ErrorKind::UnexpectedEof.into()));
+    }
     // SAFETY: TIOCNOTTY takes no argument. The SIGHUP that it brings ends no PID 1, and without a terminal it fails.
     unsafe { libc::ioctl(0, libc::TIOCNOTTY) };
+    Ok(())
 }
 
 /// What every tenant needs, whoever its init is.

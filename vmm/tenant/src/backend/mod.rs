@@ -104,17 +104,19 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BackendError {
 
 /// Runs one tenant.
 pub trait Backend {
-    /// Starts its process. The tenant does not run yet.
+    /// Starts its process.
     ///
     /// # Errors
     /// See [`BackendError`].
     fn spawn(&mut self) -> Result<Spawned, BackendError>;
 
-    /// Describes the tenant to the process and lets it run.
+    /// Describes the tenant to the process and lets it run, if it does not run since it was started.
     ///
     /// # Errors
     /// See [`BackendError`].
-    fn boot(&mut self, process: &mut Child) -> Result<(), BackendError>;
+    fn boot(&mut self, _process: &mut Child) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Asks the tenant to shut down, without its agent.
     ///

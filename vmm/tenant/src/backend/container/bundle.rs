@@ -26,8 +26,9 @@ use crate::spec::Bytes;
 const OCI_VERSION: &str = "1.0.2";
 /// Where the agent is in a container.
 pub const AGENT: &str = "/run/fief/agent";
-/// The agent's socket: the first descriptor after the standard ones, passed on with `--preserve-fds 1`.
-pub const PRESERVED_FDS: u32 = 1;
+/// The agent's socket, and the pipe by which it is told to go on: the first descriptors after the standard ones, passed on with
+/// `--preserve-fds 2`.
+pub const PRESERVED_FDS: u32 = 2;
 
 /// The cgroup that the container's processes are to be in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +50,8 @@ pub struct Description<'a> {
     pub words: Vec<String>,
     pub hostname: &'a str,
     pub ids: IdRange,
-    /// Has the map of those.
-    pub user_namespace: &'a Path,
+    /// User (with the map of those) and network.
+    pub namespaces: &'a [PathBuf; 2],
     /// None: the runtime's choice, and no limits.
     pub group: Option<Group>,
     /// What the tenant's processes may use together, page cache included; swap space none.
@@ -105,7 +106,8 @@ fn linux(
         .map(|kind| {
             let namespace = LinuxNamespaceBuilder::default().typ(*kind);
             match kind {
-                LinuxNamespaceType::User => namespace.path(description.user_namespace),
+                LinuxNamespaceType::User => namespace.path(&description.namespaces[0]),
+                LinuxNamespaceType::Network => namespace.path(&description.namespaces[1]),
                 _ => namespace,
             }
             .build()
@@ -471,9 +473,13 @@ fn words(words: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::super::cdi::{self, Node};
     use super::*;
 
+    static PATHS: LazyLock<[PathBuf; 2]> =
+        LazyLock::new(|| ["/proc/1/fd/5", "/proc/1/fd/6"].map(PathBuf::from));
     static NONE: Devices = Devices {
         nodes: Vec::new(),
         mounts: Vec::new(),
@@ -490,7 +496,7 @@ mod tests {
                 first: 300_000,
                 count: 65_536,
             },
-            user_namespace: Path::new("/proc/1/fd/5"),
+            namespaces: &PATHS,
             group: version.map(|version| Group {
                 path: "/fief/alice-0/tenant".to_owned(),
                 version,
@@ -544,6 +550,11 @@ mod tests {
             kinds,
             ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"]
         );
+        // Those that fief makes; the others are the runtime's.
+        let paths: Vec<_> = linux["namespaces"].as_array().unwrap().iter().collect();
+        let paths: Vec<_> = paths.iter().map(|one| one["path"].as_str()).collect();
+        let (user, network) = (Some("/proc/1/fd/5"), Some("/proc/1/fd/6"));
+        assert_eq!(paths, [user, None, None, network, None, None, None]);
         let mapping = serde_json::json!([{ "containerID": 0, "hostID": 300_000, "size": 65_536 }]);
         assert_eq!(linux["uidMappings"], mapping);
         assert_eq!(linux["gidMappings"], mapping);

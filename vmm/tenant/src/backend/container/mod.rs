@@ -8,10 +8,10 @@ pub mod cdi;
 mod console;
 mod ids;
 mod loop_device;
+mod namespaces;
 mod root;
 pub mod runtime;
 mod seccomp;
-mod user_namespace;
 
 use std::fs::{self, File};
 use std::io;
@@ -26,7 +26,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
-use rustix::process::{WaitOptions, wait};
+use nix::unistd::pipe2;
+use rustix::process::WaitOptions;
 
 use super::{
     AGENT_SOCKET, Backend, BackendError, ContainerFiles, Spawned, agent_words, failed, through,
@@ -40,12 +41,14 @@ use crate::store::{Reason, Tenant};
 use bundle::Description;
 use cdi::Devices;
 use ids::IdRange;
+use namespaces::Namespaces;
 use root::{Layers, RootError};
 use runtime::{Runtime, RuntimeError};
-use user_namespace::UserNamespace;
 
 /// The agent finds its listening socket here (systemd's SD_LISTEN_FDS_START, which runtimes count from, too).
 const LISTENER: RawFd = 3;
+/// Where it is told to go on.
+const GO: RawFd = 4;
 /// The container's name to its runtime, whose state directory is the tenant's own.
 const ID: &str = "tenant";
 const CONSOLE_SOCKET: &str = "console.sock";
@@ -80,13 +83,9 @@ pub enum ContainerError {
     )]
     NoGroups,
     #[error(
-        "{runtime} cannot {what} the container: {why}; `fief doctor` shows which runtimes work here"
+        "{runtime} cannot make the container: {why}; `fief doctor` shows which runtimes work here"
     )]
-    Refused {
-        runtime: String,
-        what: &'static str,
-        why: String,
-    },
+    Refused { runtime: String, why: String },
     #[error("it was told to stop before it had started")]
     GivenUp,
     #[error("{what}: {source}")]
@@ -120,6 +119,8 @@ pub struct Container {
     runtime: Runtime,
     /// The container's end of its console.
     terminal: Option<OwnedFd>,
+    /// Lets the agent go on: not before this process is its parent, as it ends with its parent. Open as long as that lives.
+    go: Option<OwnedFd>,
     /// Readable when the start is to be given up.
     give_up: OwnedFd,
 }
@@ -155,6 +156,7 @@ impl Container {
             run,
             runtime,
             terminal: None,
+            go: None,
             give_up,
         })
     }
@@ -178,18 +180,21 @@ impl Container {
             .map_err(cannot("cannot make the agent's socket"))?;
         let console = UnixListener::bind(through(&self.run, CONSOLE_SOCKET))
             .map_err(cannot("cannot make the console's socket"))?;
+        let (wait, go) =
+            pipe2(OFlag::O_CLOEXEC).map_err(|errno| cannot("cannot make a pipe")(errno.into()))?;
         let devices = cdi::resolve(&self.spec.gpus)?;
         let ids = ids::claim(&self.tenant)?;
         let messages = elsewhere(|| {
             // The runtime works with all of these in the mount namespace that hides one place.
-            let needed = [
+            let mut needed = vec![
                 self.tenant.directory(),
                 &self.files.image,
                 &self.files.agent,
                 &self.runtime.path,
             ];
-            let namespace = UserNamespace::new(ids)
-                .map_err(cannot("cannot make the tenant's user namespace"))?;
+            needed.extend(devices.mounts.iter().map(|mount| &*mount.source));
+            let namespaces =
+                Namespaces::new(ids).map_err(cannot("cannot make the tenant's namespaces"))?;
             let place = root::place(&needed)?;
             let root = root::mount_all(Layers {
                 place,
@@ -197,27 +202,26 @@ impl Container {
                 image_format: &self.files.image_format,
                 disk: &self.tenant.disk(self.spec.isolation),
                 ids,
-                namespace: &namespace,
+                namespaces: &namespaces,
                 give_up: self.give_up.as_fd(),
             })?;
             self.runtime
                 .settle_mounts()
                 .map_err(cannot("cannot make the cgroups ready for the runtime"))?;
             let nodes = root::device_nodes(place, &devices.nodes, ids)?;
-            self.write_bundle(&root, ids, &namespace, &devices, &nodes)?;
-            self.create(listener)
+            self.write_bundle(&root, ids, &namespaces, &devices, &nodes)?;
+            if let Some(network) = &self.network {
+                network::attach(network, namespaces.network())?;
+            }
+            self.launch(listener, wait)
         })?;
+        self.go = Some(go);
         let child = fs::read_to_string(self.tenant.run_directory().join(PID_FILE))
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .and_then(Child::of)
             .map_err(cannot("cannot find the container's process"))?;
         let (console, terminal) =
             console::receive(&console).map_err(cannot("cannot get the container's console"))?;
-        if let Some(network) = &self.network {
-            let inside = File::open(format!("/proc/{}/ns/net", child.id()))
-                .map_err(cannot("cannot open the container's network namespace"))?;
-            network::attach(network, &inside)?;
-        }
         self.terminal = Some(terminal);
         Ok(Spawned {
             child,
@@ -231,7 +235,7 @@ impl Container {
         &self,
         root: &Path,
         ids: IdRange,
-        namespace: &UserNamespace,
+        namespaces: &Namespaces,
         devices: &Devices,
         nodes: &[PathBuf],
     ) -> Result<()> {
@@ -241,7 +245,7 @@ impl Container {
             words: agent_words(&self.spec, self.network.as_ref()),
             hostname: &self.spec.hostname,
             ids,
-            user_namespace: &namespace.path(),
+            namespaces: &namespaces.paths(),
             group: self
                 .group
                 .of_container()
@@ -257,10 +261,12 @@ impl Container {
             .map_err(cannot("cannot write the container's bundle"))
     }
 
-    /// Makes the container with its agent's socket; the pipe with what the runtime had to say.
-    fn create(&self, listener: UnixListener) -> Result<OwnedFd> {
+    /// Has the runtime make and start the container, with what its agent inherits; the pipe with what it had to say. At once: a
+    /// runtime takes much of its time to begin (crun copies itself each time), and nothing is left to do in between.
+    fn launch(&self, listener: UnixListener, wait: OwnedFd) -> Result<OwnedFd> {
         let mut command = self.command(&[
-            "create",
+            "run",
+            "--detach",
             "--bundle",
             ".",
             "--pid-file",
@@ -271,19 +277,10 @@ impl Container {
             &bundle::PRESERVED_FDS.to_string(),
             ID,
         ]);
-        // From 3 on: so number 3 is taken in this process, and what is put there in the child is nobody else's.
-        let listener = fcntl(&listener, FcntlArg::F_DUPFD_CLOEXEC(LISTENER))
-            .map_err(|errno| starting()(errno.into()))?;
-        // SAFETY: fcntl has just made it, for this alone.
-        let listener = unsafe { OwnedFd::from_raw_fd(listener) };
-        settle(&mut command, listener.as_raw_fd());
-        self.run("make", command)
-    }
-
-    /// Runs a command of the runtime; the pipe with what it had to say. It is `what` was to be done, if that was refused.
-    fn run(&self, what: &'static str, mut command: Command) -> Result<OwnedFd> {
-        let (messages, into) =
-            nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| starting()(errno.into()))?;
+        let listener = from_number(&listener, LISTENER).map_err(starting())?;
+        let wait = from_number(&wait, GO).map_err(starting())?;
+        settle(&mut command, [&listener, &wait].map(AsRawFd::as_raw_fd));
+        let (messages, into) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| starting()(errno.into()))?;
         // What it has started may keep the other end open.
         fcntl(&messages, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|errno| starting()(errno.into()))?;
@@ -305,7 +302,6 @@ impl Container {
         };
         Err(ContainerError::Refused {
             runtime: self.runtime.name.clone(),
-            what,
             why,
         })
     }
@@ -321,10 +317,9 @@ impl Backend for Container {
     }
 
     fn boot(&mut self, _process: &mut Child) -> std::result::Result<(), BackendError> {
-        elsewhere(|| {
-            self.runtime.settle_thread().map_err(starting())?;
-            self.run("start", self.command(&["start", ID]))
-        })?;
+        let go = self.go.as_ref();
+        let told = go.map_or(Ok(0), |go| nix::unistd::write(go, &[1]));
+        told.map_err(|errno| failed("the container's first process has ended")(errno.into()))?;
         Ok(())
     }
 
@@ -361,7 +356,7 @@ impl Backend for Container {
         });
         self.group.end_container();
         // What the runtime had begun to make is this process's, as the nearest parent that has not ended.
-        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
     }
 }
 
@@ -430,19 +425,28 @@ pub fn press_power_button(tenant: &Tenant, init: Init) -> io::Result<()> {
     })
 }
 
-/// Makes the kernel end the runtime when this thread ends, and gives it the agent's socket.
-fn settle(command: &mut Command, listener: RawFd) {
-    // SAFETY: dup2, fcntl, pthread_sigmask and prctl are async-signal-safe and touch no memory of this process; `listener`
-    // stays open until the child was started, as its owner outlives the call of `status`.
+/// A copy with the first free number from `first` on. Then that number is taken in this process, and what is put there in a child
+/// is nobody else's.
+fn from_number(descriptor: impl AsFd, first: RawFd) -> io::Result<OwnedFd> {
+    let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(first))?;
+    // SAFETY: fcntl has just made it, for this alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Makes the kernel end the runtime when this thread ends, and gives it what the agent inherits: `given` are of
+/// [`from_number`], in the order of the numbers that they get, so that none is overwritten before it is copied.
+fn settle(command: &mut Command, given: [RawFd; 2]) {
+    // SAFETY: dup2, fcntl, pthread_sigmask and prctl are async-signal-safe and touch no memory of this process; `given` stay
+    // open until the child was started, as their owners outlive that.
     unsafe {
         command.pre_exec(move || {
-            if listener == LISTENER {
-                fcntl(
-                    BorrowedFd::borrow_raw(listener),
-                    FcntlArg::F_SETFD(FdFlag::empty()),
-                )?;
-            } else if nix::libc::dup2(listener, LISTENER) < 0 {
-                return Err(io::Error::last_os_error());
+            for (from, to) in given.into_iter().zip([LISTENER, GO]) {
+                if from == to {
+                    let stays = FcntlArg::F_SETFD(FdFlag::empty());
+                    fcntl(BorrowedFd::borrow_raw(from), stays)?;
+                } else if nix::libc::dup2(from, to) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             // The shim reads its signals from a descriptor; a program begins with none blocked.
             SigSet::empty().thread_set_mask()?;

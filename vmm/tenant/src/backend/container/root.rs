@@ -26,7 +26,7 @@ use super::SECBIT_NO_SETUID_FIXUP;
 use super::cdi::Node;
 use super::ids::IdRange;
 use super::loop_device::{LoopDevice, is_in_use};
-use super::user_namespace::UserNamespace;
+use super::namespaces::Namespaces;
 use crate::process::elsewhere;
 
 /// Every system has these directories (Filesystem Hierarchy Standard, 3.11, 3.12, 3.17), and everybody may look into them: the
@@ -76,8 +76,8 @@ pub struct Layers<'a> {
     /// A file with an ext4 that nobody but this kernel has ever written.
     pub disk: &'a Path,
     pub ids: IdRange,
-    /// Has the map of those.
-    pub namespace: &'a UserNamespace,
+    /// Have the map of those.
+    pub namespaces: &'a Namespaces,
     /// Readable when the root is not wanted any more.
     pub give_up: BorrowedFd<'a>,
 }
@@ -122,10 +122,10 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
         std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
     }
     let image = mount_image(layers)?;
-    give(layers.namespace, &image, "the image", layers.image_format)?;
+    give(layers.namespaces, &image, "the image", layers.image_format)?;
     put(&image, &lower)?;
     let layer = mount_disk(layers.disk, layers.give_up)?;
-    give(layers.namespace, &layer, "the tenant's disk", "ext4")?;
+    give(layers.namespaces, &layer, "the tenant's disk", "ext4")?;
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
     Ok(root)
@@ -271,12 +271,12 @@ fn new_mount(kind: &str, source: &Path, read_only: bool) -> io::Result<OwnedFd> 
 }
 
 fn give(
-    namespace: &UserNamespace,
+    namespaces: &Namespaces,
     mounted: &OwnedFd,
     what: &'static str,
     kind: &str,
 ) -> Result<(), RootError> {
-    namespace.give(mounted).map_err(|source| RootError::IdMap {
+    namespaces.give(mounted).map_err(|source| RootError::IdMap {
         what,
         kind: kind.to_owned(),
         source,

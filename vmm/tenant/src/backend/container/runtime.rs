@@ -18,8 +18,8 @@ use oci_spec::OciSpecError;
 use super::bundle::{self, AGENT, Description, Group};
 use super::cdi::Devices;
 use super::ids::NOBODYS;
+use super::namespaces::Namespaces;
 use super::root::{self, RootError};
-use super::user_namespace::UserNamespace;
 use crate::cgroup::{Version, mounts};
 use crate::process::{Process, elsewhere};
 use crate::spec::Bytes;
@@ -276,14 +276,14 @@ pub fn try_out(runtime: &Runtime, agent: &Path) -> Result<(), TrialError> {
         // As for a tenant: the container's users could not pass everybody's directory for temporary files.
         let place = root::place(&[agent, &runtime.path, directory.path()])?;
         root::cover(place)?;
-        let namespace =
-            UserNamespace::new(NOBODYS).map_err(failed("cannot make a user namespace"))?;
+        let namespaces =
+            Namespaces::new(NOBODYS).map_err(failed("cannot make namespaces for the trial"))?;
         write_bundle(
             directory.path(),
             &place.join("root"),
             agent,
             &group,
-            &namespace,
+            &namespaces,
         )?;
         run(runtime, directory.path(), &id)
     })
@@ -303,7 +303,7 @@ fn write_bundle(
     root: &Path,
     agent: &Path,
     group: &Path,
-    namespace: &UserNamespace,
+    namespaces: &Namespaces,
 ) -> Result<(), TrialError> {
     let make = || -> io::Result<()> {
         // The container's root is nobody in it: the places of mounts must be there.
@@ -322,7 +322,7 @@ fn write_bundle(
         words: Vec::new(),
         hostname: "trial",
         ids: NOBODYS,
-        user_namespace: &namespace.path(),
+        namespaces: &namespaces.paths(),
         group: version.map(|version| Group {
             path: group.display().to_string(),
             version,

@@ -1,4 +1,4 @@
-//! A tenant's user namespace, and mounts whose files belong to its ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`): id 0 on the
+//! A tenant's user namespace, its network namespace, which belongs to that, and mounts whose files belong to its ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`): id 0 on the
 //! disk is the first of the range outside, and is 0 again for the tenant.
 
 use std::fs::{self, File};
@@ -27,17 +27,20 @@ struct MountAttr {
 }
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
-/// A user namespace with a tenant's map of ids, before anybody is in it.
+/// A user namespace with a tenant's map of ids, and a network namespace of it, before anybody is in them.
 ///
-/// It belongs to the tenant's root, not to the host's: what the kernel counts by the owner of a namespace (inotify instances
+/// The first belongs to the tenant's root, not to the host's: what the kernel counts by the owner of a namespace (inotify instances
 /// and watches, namespaces, locked memory, …: Linux, kernel/ucount.c) is counted for that tenant alone. Made by the host's
 /// root, as OCI runtimes do, the limits of all tenants would be one, and that of the host's root, too.
 #[derive(Debug)]
-pub struct UserNamespace(File);
+pub struct Namespaces {
+    user: File,
+    network: File,
+}
 
-impl UserNamespace {
+impl Namespaces {
     /// # Errors
-    /// User namespaces are switched off, or no permission.
+    /// Such namespaces are switched off, or no permission.
     pub fn new(ids: IdRange) -> io::Result<Self> {
         let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
         let parent = getpid();
@@ -45,8 +48,8 @@ impl UserNamespace {
         // to libc, so these are made without it.
         match unsafe { fork() }? {
             ForkResult::Child => {
-                let made =
-                    become_owner(ids.first).and_then(|()| unshare(CloneFlags::CLONE_NEWUSER));
+                let made = become_owner(ids.first)
+                    .and_then(|()| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET));
                 // It has this process's descriptors, the tenant's lock among them, and must not outlive it. (Other ids put an
                 // end to what was bound before.)
                 let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
@@ -61,17 +64,23 @@ impl UserNamespace {
             }
             ForkResult::Parent { child } => {
                 drop(tell);
-                let map = ready_map(ready.as_fd(), child, ids);
+                let made = ready_map(ready.as_fd(), child, ids);
                 let _ = kill(child, Signal::SIGKILL);
                 let _ = waitpid(child, None);
-                map.map(Self)
+                made
             }
         }
     }
 
-    /// A path to it, for processes that may look at this one.
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
+    /// Where an interface is to be put.
+    pub fn network(&self) -> &File {
+        &self.network
+    }
+
+    /// Paths to both, user and network, for processes that may look at this one.
+    pub fn paths(&self) -> [PathBuf; 2] {
+        [&self.user, &self.network]
+            .map(|one| PathBuf::from(format!("/proc/{}/fd/{}", getpid(), one.as_raw_fd())))
     }
 
     /// Gives the files of a mount that has no place yet to the range.
@@ -83,7 +92,7 @@ impl UserNamespace {
             set: MOUNT_ATTR_IDMAP,
             clear: 0,
             propagation: 0,
-            user_namespace: u64::from(self.0.as_raw_fd().cast_unsigned()),
+            user_namespace: u64::from(self.user.as_raw_fd().cast_unsigned()),
         };
         // SAFETY: the descriptors are open, the path is a C string, `attr` is of the size given and lives through the call.
         let done = unsafe {
@@ -118,16 +127,19 @@ fn become_owner(id: u32) -> nix::Result<()> {
     Ok(())
 }
 
-fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<File> {
+fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<Namespaces> {
     let mut made = [0];
     if nix::unistd::read(&ready, &mut made)? != 1 || made != [1] {
         return Err(io::Error::other(
-            "this kernel makes no user namespace here (user.max_user_namespaces?)",
+            "this kernel makes no user and network namespaces here (user.max_user_namespaces?)",
         ));
     }
     let process = PathBuf::from("/proc").join(child.to_string());
     for file in ["uid_map", "gid_map"] {
         fs::write(process.join(file), ids.map())?;
     }
-    File::open(process.join("ns/user"))
+    Ok(Namespaces {
+        user: File::open(process.join("ns/user"))?,
+        network: File::open(process.join("ns/net"))?,
+    })
 }
