@@ -10,6 +10,7 @@ mod containers;
 mod control;
 mod copies;
 mod crashes;
+mod demo;
 mod density;
 mod disks;
 mod images;
