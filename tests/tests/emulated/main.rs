@@ -16,6 +16,7 @@ mod crashes;
 mod demo;
 mod density;
 mod disks;
+mod hostile;
 mod images;
 mod instructions;
 mod isolation;
