@@ -2,6 +2,8 @@
 
 use fief_tests::in_host;
 
+use super::backend::Backend;
+
 /// Undoes what the test did to the emulated host.
 struct Users;
 
@@ -27,8 +29,8 @@ impl Drop for Users {
     }
 }
 
-#[test]
-fn root_and_the_group_that_root_lets_in_may_use_fief_and_nobody_else() {
+both!(root_and_the_group_that_root_lets_in_may_use_fief_and_nobody_else);
+fn root_and_the_group_that_root_lets_in_may_use_fief_and_nobody_else(backend: Backend) {
     // Makes the state directory, and the images present inside.
     fief_tests::run("run --rm --name warm-access --kernel micro --image busybox -- true").ok();
     let _users = Users::new();
@@ -55,8 +57,10 @@ fn root_and_the_group_that_root_lets_in_may_use_fief_and_nobody_else() {
     assert!(said.contains("root"), "{said}");
     let said = in_host("fief setup --group fiefers").ok();
     assert!(said.contains("as mighty as root"), "{said}");
-    let line = "fief run --rm --name members --kernel micro --image busybox -- echo it runs";
-    assert_eq!(run_as("member", line).ok(), "it runs");
+    let line = format!(
+        "fief run --rm {backend} --name members --kernel micro --image busybox -- echo it runs"
+    );
+    assert_eq!(run_as("member", &line).ok(), "it runs");
     refused("stranger", "fiefers");
     // The files are root's alone for both.
     for user in ["member", "stranger"] {

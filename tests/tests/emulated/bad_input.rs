@@ -8,6 +8,7 @@ use std::sync::MutexGuard;
 
 use fief_tests::{Said, in_host, run};
 
+use super::backend::Backend;
 use super::traces::traces;
 use super::{IMAGES, Tenant};
 
@@ -206,8 +207,8 @@ impl Drop for Elsewhere {
     }
 }
 
-#[test]
-fn a_full_file_system_is_refused_before_and_while_a_tenant_is_made() {
+both!(a_full_file_system_is_refused_before_and_while_a_tenant_is_made);
+fn a_full_file_system_is_refused_before_and_while_a_tenant_is_made(backend: Backend) {
     run("run --rm --name warm-space --kernel micro --image busybox -- true").ok();
     // Little space is seen before; that no file can be made is met in the midst of it, wherever that is.
     for (name, options, words) in [
@@ -218,7 +219,7 @@ fn a_full_file_system_is_refused_before_and_while_a_tenant_is_made() {
         let elsewhere = Elsewhere::new(name, &options);
         let before = elsewhere.content();
         let said = in_host(&format!(
-            "fief --state-dir /run/{name} run --rm --name spaceless --kernel micro --image busybox -- true"
+            "fief --state-dir /run/{name} run --rm {backend} --name spaceless --kernel micro --image busybox -- true"
         ));
         is_refusal(&said, &words);
         assert_eq!(elsewhere.content(), before, "{options}: {}", said.err);

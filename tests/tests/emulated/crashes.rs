@@ -4,6 +4,7 @@ use fief_tests::waiting::until;
 use fief_tests::{in_host, run};
 
 use super::Tenant;
+use super::backend::Backend;
 
 #[test]
 fn a_kernel_panic_in_one_tenant_is_reported_and_leaves_the_other_alive() {
@@ -14,9 +15,9 @@ fn a_kernel_panic_in_one_tenant_is_reported_and_leaves_the_other_alive() {
     assert_eq!(victim.sh("echo alive").ok(), "alive");
 }
 
-#[test]
-fn a_killed_monitor_is_noticed_and_the_tenant_starts_again() {
-    let tenant = Tenant::start("shot", "--image busybox");
+both!(a_killed_monitor_is_noticed_and_the_tenant_starts_again);
+fn a_killed_monitor_is_noticed_and_the_tenant_starts_again(backend: Backend) {
+    let tenant = backend.start("shot", "--image busybox");
     tenant.sh("echo kept > /root/file; sync").ok();
     in_host("kill -9 $(fief inspect shot | sed -n 's/.*\"monitor_pid\": *\\([0-9]*\\).*/\\1/p')")
         .ok();
@@ -25,9 +26,9 @@ fn a_killed_monitor_is_noticed_and_the_tenant_starts_again() {
     assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
 }
 
-#[test]
-fn a_killed_shim_takes_its_monitor_along_and_the_next_command_cleans_up() {
-    let tenant = Tenant::start("orphan", "--image busybox");
+both!(a_killed_shim_takes_its_monitor_along_and_the_next_command_cleans_up);
+fn a_killed_shim_takes_its_monitor_along_and_the_next_command_cleans_up(backend: Backend) {
+    let tenant = backend.start("orphan", "--image busybox");
     let monitor =
         in_host("fief inspect orphan | sed -n 's/.*\"monitor_pid\": *\\([0-9]*\\).*/\\1/p'").ok();
     in_host("kill -9 $(fief inspect orphan | sed -n 's/.*\"shim_pid\": *\\([0-9]*\\).*/\\1/p')")

@@ -2,27 +2,28 @@
 
 use fief_tests::{Said, fief, host, in_host, run, waiting};
 
+use super::backend::Backend;
 use super::{Tenant, json};
 
 const TENANTS: usize = 20;
 /// MiB of each.
 const MEMORY_MIB: u64 = 128;
 /// MiB of the host's memory that an idle tenant takes on average, shared pages counted in part (PSS): busybox on the
-/// kernel `micro`. It was 28.6 when this was written.
-const PSS_LIMIT: u64 = 36;
+/// kernel `micro`, whose monitor took 28.6 when this was written, and in a container, whose agent took 1.5.
+const PSS_LIMIT: [u64; 2] = [36, 3];
 
 /// Processes of monitors and shims in the host.
 fn processes() -> String {
     in_host("cat /proc/[0-9]*/comm | grep -c '^fief' || true").ok()
 }
 
-#[test]
-fn twenty_idle_tenants_run_at_once_and_leave_nothing() {
+both!(twenty_idle_tenants_run_at_once_and_leave_nothing);
+fn twenty_idle_tenants_run_at_once_and_leave_nothing(backend: Backend) {
     host();
     let names: Vec<String> = (0..TENANTS).map(|index| format!("crowd{index}")).collect();
     let tenants: Vec<Tenant> = names.iter().map(|name| Tenant::named(name)).collect();
     let before = processes();
-    let options = format!("--image busybox --kernel micro --memory {MEMORY_MIB}M");
+    let options = format!("{backend} --image busybox --kernel micro --memory {MEMORY_MIB}M");
     let starting = |name: &String| {
         let line = format!("run -d --name {name} {options}");
         fief(line.split_whitespace()).spawn().unwrap()
@@ -54,8 +55,9 @@ fn twenty_idle_tenants_run_at_once_and_leave_nothing() {
     let left = |entry: &&serde_json::Value| names.iter().any(|name| entry["name"] == name.as_str());
     assert_eq!(all.as_array().unwrap().iter().find(left), None);
     assert_eq!(processes(), before);
+    let limit = backend.either(PSS_LIMIT[0], PSS_LIMIT[1]);
     assert!(
-        average <= PSS_LIMIT << 10,
-        "{average} KiB, more than {PSS_LIMIT} MiB"
+        average <= limit << 10,
+        "{average} KiB, more than {limit} MiB"
     );
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use fief_tests::{in_host, run};
 
-use super::Tenant;
+use super::backend::Backend;
 
 /// A root file system of the machine's busybox, whose `/version` says `version`.
 fn root_of(directory: &Path, version: &str) {
@@ -21,17 +21,19 @@ fn root_of(directory: &Path, version: &str) {
     fs::write(directory.join("version"), version).unwrap();
 }
 
-#[test]
-fn a_tenant_stays_on_the_image_that_it_was_made_from_when_that_is_made_anew() {
+both!(a_tenant_stays_on_the_image_that_it_was_made_from_when_that_is_made_anew);
+fn a_tenant_stays_on_the_image_that_it_was_made_from_when_that_is_made_anew(backend: Backend) {
     let directory = tempfile::tempdir().unwrap();
     let image = format!("--image {}", directory.path().display());
     root_of(directory.path(), "one");
-    let tenant = Tenant::start("settled", &image);
+    let tenant = backend.start("settled", &image);
     tenant.sh("echo mine > /file").ok();
     run("stop settled").ok();
     // The same name means another image now, and that is where tenants run too.
     root_of(directory.path(), "two");
-    let newer = run(&format!("run --rm --name newer {image} -- cat /version"));
+    let newer = run(&format!(
+        "run --rm {backend} --name newer {image} -- cat /version"
+    ));
     assert_eq!(newer.ok(), "two");
     run("start settled").ok();
     assert_eq!(tenant.sh("cat /version /file").ok(), "onemine");
@@ -41,7 +43,9 @@ fn a_tenant_stays_on_the_image_that_it_was_made_from_when_that_is_made_anew() {
     in_host(&format!("fief images rm -f {name}")).ok();
     run("start settled").ok();
     assert_eq!(tenant.sh("cat /version").ok(), "one");
-    let newer = run(&format!("run --rm --name newer {image} -- cat /version"));
+    let newer = run(&format!(
+        "run --rm {backend} --name newer {image} -- cat /version"
+    ));
     assert_eq!(newer.ok(), "two");
     // The rig keeps its images between runs, and this one's name is another each time.
     run(&format!("images rm {name}")).ok();

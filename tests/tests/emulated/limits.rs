@@ -3,6 +3,7 @@
 use fief_tests::{in_host, run};
 
 use super::Tenant;
+use super::backend::Backend;
 
 fn group(tenant: &str, file: &str) -> String {
     in_host(&format!("cat /sys/fs/cgroup/fief/{tenant}-*/{file}")).ok()
@@ -17,15 +18,18 @@ fn keyed(text: &str, key: &str) -> u64 {
         .unwrap()
 }
 
-#[test]
-fn a_monitor_is_in_its_tenants_cgroup_with_all_its_threads_and_leaves_none_behind() {
-    let tenant = Tenant::start(
+both!(a_monitor_is_in_its_tenants_cgroup_with_all_its_threads_and_leaves_none_behind);
+fn a_monitor_is_in_its_tenants_cgroup_with_all_its_threads_and_leaves_none_behind(
+    backend: Backend,
+) {
+    let tenant = backend.start(
         "grouped",
         "--kernel micro --image busybox --cpus 2 --memory 128M",
     );
     let entry = tenant.listed();
-    let members = group("grouped", "cgroup.procs");
-    let mut members: Vec<&str> = members.lines().collect();
+    // A container's processes are in a group of their own, beside that of its shim.
+    let members = group("grouped", backend.either("cgroup.procs", "*/cgroup.procs"));
+    let mut members: Vec<&str> = members.split_whitespace().collect();
     members.sort_unstable();
     let mut expected = [
         entry["shim_pid"].to_string(),
@@ -44,10 +48,9 @@ fn a_monitor_is_in_its_tenants_cgroup_with_all_its_threads_and_leaves_none_behin
     );
     assert_eq!(group("grouped", "cpu.max"), "200000 100000");
     // 128 MiB, and what docs/tenants.md says the monitor may have.
-    assert_eq!(
-        group("grouped", "memory.max"),
-        ((128 + 64 + 4) << 20).to_string()
-    );
+    let file = backend.either("memory.max", "tenant/memory.max");
+    let expected: u64 = backend.either(128 + 64 + 4, 128) << 20;
+    assert_eq!(group("grouped", file), expected.to_string());
     let left = || in_host("ls -d /sys/fs/cgroup/fief/grouped-*").code;
     assert_eq!(left(), Some(0));
     run("stop grouped").ok();
@@ -59,14 +62,36 @@ fn a_monitor_is_in_its_tenants_cgroup_with_all_its_threads_and_leaves_none_behin
     assert_ne!(left(), Some(0));
 }
 
-#[test]
-fn a_tenant_that_computes_without_end_is_held_to_its_processors() {
+both!(a_tenant_gets_no_more_memory_and_disk_than_it_was_given_until_it_is_given_more);
+fn a_tenant_gets_no_more_memory_and_disk_than_it_was_given_until_it_is_given_more(
+    backend: Backend,
+) {
+    let options = "--kernel micro --image busybox --net none --memory 128M --disk 32M";
+    let tenant = backend.start("meagre", options);
+    let eat = "dd if=/dev/zero of=/dev/null bs=150M count=1";
+    assert_ne!(tenant.sh(eat).code, Some(0));
+    let fill = "dd if=/dev/zero of=/large bs=1M count=64";
+    let said = tenant.sh(fill);
+    assert!(said.err.contains("No space left"), "{}", said.err);
+    let small = "rm /large; dd if=/dev/zero of=/small bs=1M count=8";
+    tenant.sh(small).ok();
+    // Nor can root inside change what holds it.
+    let more = "echo max > /sys/fs/cgroup/memory.max || echo max > /sys/fs/cgroup/../memory.max";
+    assert_ne!(tenant.sh(more).code, Some(0));
+    run("set meagre --disk 128M --memory 512M").ok();
+    run("restart meagre").ok();
+    tenant.sh(eat).ok();
+    tenant.sh(&format!("test -s /small && {fill}")).ok();
+}
+
+both!(a_tenant_that_computes_without_end_is_held_to_its_processors);
+fn a_tenant_that_computes_without_end_is_held_to_its_processors(backend: Backend) {
     // The emulated host has one processor; to see a limit at work it must be less than that.
-    let tenant = Tenant::start("busy", "--kernel micro --image busybox --memory 128M");
+    let tenant = backend.start("busy", "--kernel micro --image busybox --memory 128M");
     in_host("echo 20000 100000 > $(echo /sys/fs/cgroup/fief/busy-*)/cpu.max").ok();
     let before = group("busy", "cpu.stat");
     tenant
-        .sh("i=0; while test $i -lt 100000; do i=$((i + 1)); done")
+        .sh("f() { i=0; while test $i -lt 50000; do i=$((i + 1)); done; }; f & f & wait")
         .ok();
     let after = group("busy", "cpu.stat");
     let more = |key| keyed(&after, key) - keyed(&before, key);
@@ -79,6 +104,7 @@ fn a_tenant_that_computes_without_end_is_held_to_its_processors() {
     );
 }
 
+// A container's programs have its memory, not a monitor.
 #[test]
 fn a_monitor_that_needs_more_memory_than_its_limit_is_ended_and_that_is_told() {
     let tenant = Tenant::start("hungry", "--kernel micro --image busybox --memory 256M");
@@ -93,8 +119,8 @@ fn a_monitor_that_needs_more_memory_than_its_limit_is_ended_and_that_is_told() {
     assert!(detail.contains("memory limit"), "{detail}");
 }
 
-#[test]
-fn an_ordinary_user_runs_tenants_without_limits_and_is_told_once() {
+both!(an_ordinary_user_runs_tenants_without_limits_and_is_told_once);
+fn an_ordinary_user_runs_tenants_without_limits_and_is_told_once(backend: Backend) {
     // Makes the images present inside.
     run("run --rm --name warm-user --kernel micro --image busybox -- true").ok();
     in_host(
@@ -109,14 +135,21 @@ fn an_ordinary_user_runs_tenants_without_limits_and_is_told_once() {
     .ok();
     // One who may open /dev/kvm, in a /dev of the test's making.
     let try_it = || {
-        in_host(
+        in_host(&format!(
             "unshare -m sh -ec 'mount -t tmpfs dev /run/nolimit/dev; cd /dev
              cp -a null zero full random urandom /run/nolimit/dev; mknod -m 666 /run/nolimit/dev/kvm c 10 232
              mount --move /run/nolimit/dev /dev
              setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/run/nolimit \
-             fief --state-dir /run/nolimit/state run --rm --name limitless --net none --kernel micro --image busybox -- echo it runs'",
-        )
+             fief --state-dir /run/nolimit/state run --rm {backend} --name limitless --net none --kernel micro --image busybox -- echo it runs'"
+        ))
     };
+    if backend == Backend::Container {
+        // It takes the host's root to make one.
+        let error = try_it().fails(125);
+        assert!(error.contains("root"), "{error}");
+        in_host("umount -l /run/nolimit; rmdir /run/nolimit");
+        return;
+    }
     let first = try_it();
     assert!(
         first.err.contains("without some of their limits") && first.err.contains("root"),

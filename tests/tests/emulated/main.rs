@@ -1,6 +1,9 @@
 //! The emulated rig: real Linux tenants in KVM guests, in the emulated host, driven by the `fief` command line.
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
+mod backend;
+
 mod access;
 mod bad_input;
 mod by_path;
@@ -10,9 +13,11 @@ mod containers;
 mod control;
 mod copies;
 mod crashes;
+mod demo;
 mod density;
 mod disks;
 mod gpus;
+mod hostile;
 mod images;
 mod instructions;
 mod isolation;
@@ -64,7 +69,7 @@ fn busybox_root(directory: &Path) -> PathBuf {
     std::fs::create_dir_all(root.join("bin")).unwrap();
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     for program in [
-        "sh", "cat", "uname", "head", "sync", "poweroff", "kill", "pidof",
+        "sh", "cat", "uname", "head", "sync", "poweroff", "kill", "pidof", "sleep",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(program)).unwrap();
     }
@@ -119,6 +124,12 @@ impl Tenant {
     /// Runs a shell script in it.
     fn sh(&self, script: &str) -> fief_tests::Said {
         fief_tests::run_with(&format!("exec {} -- sh -c", self.0), script)
+    }
+
+    /// What tells a boot of its kernel and a start of its process 1 from others; none while it cannot be asked.
+    fn boot(&self) -> Option<String> {
+        let said = self.sh("cat /proc/sys/kernel/random/boot_id; cut -d ' ' -f 22 /proc/1/stat");
+        (said.code == Some(0)).then_some(said.out)
     }
 
     /// Its entry in `fief ps -a --json`.

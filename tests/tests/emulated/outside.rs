@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
+use super::backend::Backend;
 use super::{Tenant, json};
 
 /// Serves port 7000, each connection by a process of its own. A client that says `u` first is listened to until its end,
@@ -104,9 +105,9 @@ fn keeper_descriptors() -> usize {
         .count()
 }
 
-#[test]
-fn a_published_port_carries_16_mib_each_way_and_each_end_alone() {
-    let tenant = Tenant::start("served", &format!("--publish {SERVED}:7000"));
+both!(a_published_port_carries_16_mib_each_way_and_each_end_alone);
+fn a_published_port_carries_16_mib_each_way_and_each_end_alone(backend: Backend) {
+    let tenant = backend.start("served", &format!("--publish {SERVED}:7000"));
     let out = tenant
         .sh("head -c 16777216 /dev/urandom > /tmp/out; sha256sum < /tmp/out")
         .ok();
@@ -126,9 +127,9 @@ fn a_published_port_carries_16_mib_each_way_and_each_end_alone() {
     }
 }
 
-#[test]
-fn a_hundred_clients_that_misbehave_leave_nothing_and_hold_nobody_up() {
-    let tenant = Tenant::start("patient", &format!("--publish {DISPUTED}:7000"));
+both!(a_hundred_clients_that_misbehave_leave_nothing_and_hold_nobody_up);
+fn a_hundred_clients_that_misbehave_leave_nothing_and_hold_nobody_up(backend: Backend) {
+    let tenant = backend.start("patient", &format!("--publish {DISPUTED}:7000"));
     tenant.sh("echo here > /tmp/out").ok();
     let _server = Server::start("patient");
     assert_eq!(exchange(DISPUTED, b'u', b"x"), b"here\n");
@@ -227,11 +228,11 @@ impl Drop for Own {
     }
 }
 
-#[test]
-fn published_ports_are_back_when_the_emulated_host_is() {
+both!(published_ports_are_back_when_the_emulated_host_is);
+fn published_ports_are_back_when_the_emulated_host_is(backend: Backend) {
     let own = Own::new();
     own.run("rm -f lasting");
-    let options = "--kernel micro --image busybox";
+    let options = format!("{backend} --kernel micro --image busybox");
     own.run(&format!("create lasting {options} --publish {LASTING}:80"))
         .ok();
     let serve = || {

@@ -5,6 +5,7 @@ use std::fs;
 use fief_tests::waiting::until;
 use fief_tests::{Said, in_host, run};
 
+use super::backend::Backend;
 use super::{Tenant, network};
 
 /// How ssh gets to a tenant's sshd: what it runs in, and its last words.
@@ -93,10 +94,10 @@ impl Drop for Keys {
 const WHO: &str = "id -un; sudo id -un; hostname; echo $HOME";
 
 #[track_caller]
-fn a_key_opens_the_account(name: &str, options: &str, way: &Way, reboot: &str) {
+fn a_key_opens_the_account(backend: Backend, name: &str, options: &str, way: &Way, reboot: &str) {
     let keys = Keys::make(name);
     let key = keys.public.path().display().to_string();
-    let tenant = Tenant::start(name, &format!("--ssh-key {key} {options}"));
+    let tenant = backend.start(name, &format!("--ssh-key {key} {options}"));
     let who = format!("{name}\nroot\n{name}\n/home/{name}");
     assert_eq!(keys.log_in(name, way, WHO), who);
     keys.wrong_is_refused(name, way);
@@ -111,11 +112,10 @@ fn a_key_opens_the_account(name: &str, options: &str, way: &Way, reboot: &str) {
     run(&format!("stop {name}")).ok();
     run(&format!("start {name}")).ok();
     assert_eq!(keys.log_in(name, way, WHO), who);
-    let boot = tenant.sh("cat /proc/sys/kernel/random/boot_id").ok();
+    let boot = tenant.boot();
     tenant.sh(reboot);
     until("it is up again", || {
-        let said = tenant.sh("cat /proc/sys/kernel/random/boot_id");
-        (said.code == Some(0) && said.ok() != boot).then_some(())
+        tenant.boot().filter(|again| Some(again) != boot.as_ref())
     });
     assert_eq!(keys.log_in(name, way, WHO), who);
     let kept =
@@ -123,28 +123,40 @@ fn a_key_opens_the_account(name: &str, options: &str, way: &Way, reboot: &str) {
     assert_eq!(tenant.sh(&kept).ok(), "1\n1");
 }
 
-#[test]
-fn a_key_opens_the_tenants_account_from_the_world_and_no_other() {
+both!(a_key_opens_the_tenants_account_from_the_world_and_no_other);
+fn a_key_opens_the_tenants_account_from_the_world_and_no_other(backend: Backend) {
     let options = "-p 0.0.0.0:4122:22";
-    a_key_opens_the_account("opened", options, &from_outside(4122), "kill -INT 1");
+    a_key_opens_the_account(
+        backend,
+        "opened",
+        options,
+        &from_outside(4122),
+        "kill -INT 1",
+    );
 }
 
-#[test]
-fn a_key_opens_the_account_from_the_world_where_systemd_is_the_init() {
+both!(a_key_opens_the_account_from_the_world_where_systemd_is_the_init);
+fn a_key_opens_the_account_from_the_world_where_systemd_is_the_init(backend: Backend) {
     let options = "--init image -p 0.0.0.0:4123:22";
-    a_key_opens_the_account("unit-opened", options, &from_outside(4123), "reboot");
+    a_key_opens_the_account(
+        backend,
+        "unit-opened",
+        options,
+        &from_outside(4123),
+        "reboot",
+    );
 }
 
-#[test]
-fn every_tenant_has_host_keys_of_its_own_and_one_without_a_key_to_it_has_none() {
+both!(every_tenant_has_host_keys_of_its_own_and_one_without_a_key_to_it_has_none);
+fn every_tenant_has_host_keys_of_its_own_and_one_without_a_key_to_it_has_none(backend: Backend) {
     let keys = Keys::make("hosts");
     let key = keys.public.path().display();
     let name = "a.tenant-with.a-name-that-is-no-unix-account";
     // Neither needs a network.
     let options = format!("--net none --ssh-key {key}");
-    let first = Tenant::start("keyed", &options);
-    let second = Tenant::start(name, &options);
-    let without = Tenant::start("keyless", "");
+    let first = backend.start("keyed", &options);
+    let second = backend.start(name, &options);
+    let without = backend.start("keyless", "");
     let inspected = super::json(&run(&format!("inspect {name}")).ok());
     let login = inspected["login"].as_str().unwrap();
     assert_eq!(login, "a-tenant-with-a-name-that-is-no-");
@@ -160,11 +172,11 @@ fn every_tenant_has_host_keys_of_its_own_and_one_without_a_key_to_it_has_none() 
     assert!(super::json(&run("inspect keyless").ok())["login"].is_null());
 }
 
-#[test]
-fn a_tenant_outlives_its_sshd_and_no_zombie_stays() {
+both!(a_tenant_outlives_its_sshd_and_no_zombie_stays);
+fn a_tenant_outlives_its_sshd_and_no_zombie_stays(backend: Backend) {
     let keys = Keys::make("outlived");
     let key = keys.public.path().display();
-    let tenant = Tenant::start("outlived", &format!("--net none --ssh-key {key}"));
+    let tenant = backend.start("outlived", &format!("--net none --ssh-key {key}"));
     keys.log_in("outlived", &through_exec("outlived"), "true");
     tenant.sh("pkill -x sshd").ok();
     until("sshd is gone, and reaped", || {
@@ -173,12 +185,12 @@ fn a_tenant_outlives_its_sshd_and_no_zombie_stays() {
     assert_eq!(tenant.sh("ps -eo stat= | grep -c ^Z").out.trim(), "0");
 }
 
-#[test]
-fn a_tenant_without_an_sshd_says_so_and_runs() {
+both!(a_tenant_without_an_sshd_says_so_and_runs);
+fn a_tenant_without_an_sshd_says_so_and_runs(backend: Backend) {
     let keys = Keys::make("without");
     let key = keys.public.path().display();
     let tenant = Tenant::named("without");
-    let options = format!("--kernel micro --image busybox --net none --ssh-key {key}");
+    let options = format!("{backend} --kernel micro --image busybox --net none --ssh-key {key}");
     let said = run(&format!("run -d --name without {options}"));
     assert!(
         said.err.contains("warning") && said.err.contains("openssh-server"),
@@ -190,13 +202,13 @@ fn a_tenant_without_an_sshd_says_so_and_runs() {
     drop(tenant);
 }
 
-#[test]
-fn keys_are_given_and_taken_at_once_and_while_the_tenant_is_stopped() {
+both!(keys_are_given_and_taken_at_once_and_while_the_tenant_is_stopped);
+fn keys_are_given_and_taken_at_once_and_while_the_tenant_is_stopped(backend: Backend) {
     let keys = Keys::make("rekeyed");
     let right = keys.public.path().display();
     // Not a file of this side: the key itself.
     let wrong = in_host(&format!("cat {}/wrong.pub", keys.directory)).ok();
-    let tenant = Tenant::start("rekeyed", "--net none");
+    let tenant = backend.start("rekeyed", "--net none");
     let way = through_exec("rekeyed");
     let logs_in = |key| keys.ssh(key, "rekeyed", &way, "id -un");
     let is_refused = |key| {

@@ -5,7 +5,7 @@ use std::process::Child;
 use fief_tests::waiting::until;
 use fief_tests::{feed, run, spawn};
 
-use super::Tenant;
+use super::backend::Backend;
 
 /// Bytes that do not repeat in any period of a buffer (a 64-bit linear congruential generator, Knuth's constants).
 fn noise(length: usize) -> Vec<u8> {
@@ -21,9 +21,9 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn a_stream_of_256_mib_comes_back_as_it_went() {
-    let _tenant = Tenant::start("stream", "--image busybox --memory 512M");
+both!(a_stream_of_256_mib_comes_back_as_it_went);
+fn a_stream_of_256_mib_comes_back_as_it_went(backend: Backend) {
+    let _tenant = backend.start("stream", "--image busybox --memory 512M");
     let sent = noise(256 << 20);
     let output = feed(spawn("exec -i stream -- cat"), sent.clone());
     assert!(
@@ -39,9 +39,9 @@ fn a_stream_of_256_mib_comes_back_as_it_went() {
     );
 }
 
-#[test]
-fn eight_commands_at_once_do_not_wait_for_one_that_is_blocked() {
-    let tenant = Tenant::start("eight", "--image busybox");
+both!(eight_commands_at_once_do_not_wait_for_one_that_is_blocked);
+fn eight_commands_at_once_do_not_wait_for_one_that_is_blocked(backend: Backend) {
+    let tenant = backend.start("eight", "--image busybox");
     // Its output fills its window and nobody reads it; its input never comes.
     let mut blocked = spawn("exec -i eight -- sh -c yes");
     let others: Vec<Child> = (0..7)
@@ -66,9 +66,9 @@ fn eight_commands_at_once_do_not_wait_for_one_that_is_blocked() {
     });
 }
 
-#[test]
-fn the_end_of_stdin_reaches_the_command_while_its_output_goes_on() {
-    let _tenant = Tenant::start("half", "--image busybox");
+both!(the_end_of_stdin_reaches_the_command_while_its_output_goes_on);
+fn the_end_of_stdin_reaches_the_command_while_its_output_goes_on(backend: Backend) {
+    let _tenant = backend.start("half", "--image busybox");
     let output = feed(spawn("exec -i half -- wc -c"), noise(100_000));
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "100000");
     assert_eq!(

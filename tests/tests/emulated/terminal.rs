@@ -8,7 +8,7 @@ use fief_tests::{fief, run, spawn, waiting};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Tenant;
+use super::backend::Backend;
 use super::traces::traces;
 
 /// Starts `line` with `script` as its last argument in a terminal of 33 rows and 101 columns.
@@ -18,9 +18,9 @@ fn in_terminal(line: &str, script: &str) -> Terminal {
     Terminal::start(fief(line.split_whitespace().chain(script)), 33, 101)
 }
 
-#[test]
-fn a_command_has_a_terminal_of_this_ones_size_its_keys_and_its_resizes() {
-    let tenant = Tenant::start("tty", "--kernel micro --image busybox");
+both!(a_command_has_a_terminal_of_this_ones_size_its_keys_and_its_resizes);
+fn a_command_has_a_terminal_of_this_ones_size_its_keys_and_its_resizes(backend: Backend) {
+    let tenant = backend.start("tty", "--kernel micro --image busybox");
     assert_eq!(tenant.sh("tty").code, Some(1), "no terminal without -t");
     let script = "trap 'echo caught; exit 9' INT; trap 'echo now $(stty size)' WINCH
                   tty; stty size; read line; echo got $line; while :; do sleep 0.2; done";
@@ -39,9 +39,9 @@ fn a_command_has_a_terminal_of_this_ones_size_its_keys_and_its_resizes() {
     assert_eq!(status.code(), Some(9));
 }
 
-#[test]
-fn a_shell_is_a_login_shell_in_a_terminal() {
-    let _tenant = Tenant::start("shell", "--kernel micro --image busybox");
+both!(a_shell_is_a_login_shell_in_a_terminal);
+fn a_shell_is_a_login_shell_in_a_terminal(backend: Backend) {
+    let _tenant = backend.start("shell", "--kernel micro --image busybox");
     let mut terminal = in_terminal("shell shell", "");
     terminal.types("echo size:$(stty size) login:$0 home:$PWD\n");
     terminal.shows("size:33 101 login:");
@@ -66,9 +66,10 @@ struct Foreground {
 }
 
 impl Foreground {
-    fn start(name: &'static str, script: &str) -> Self {
+    fn start(backend: Backend, name: &'static str, script: &str) -> Self {
         run(&format!("rm -f {name}"));
-        let line = format!("run --rm --name {name} --kernel micro --image busybox -- sh -c");
+        let line =
+            format!("run --rm {backend} --name {name} --kernel micro --image busybox -- sh -c");
         let mut child = fief(line.split_whitespace().chain([script]))
             .spawn()
             .unwrap();
@@ -104,17 +105,17 @@ impl Foreground {
     }
 }
 
-#[test]
-fn a_run_that_is_asked_to_end_ends_its_command_and_its_tenant() {
+both!(a_run_that_is_asked_to_end_ends_its_command_and_its_tenant);
+fn a_run_that_is_asked_to_end_ends_its_command_and_its_tenant(backend: Backend) {
     fief_tests::host();
     let before = traces("signalled");
-    let running = Foreground::start("signalled", "echo up; exec sleep 1000");
+    let running = Foreground::start(backend, "signalled", "echo up; exec sleep 1000");
     running.signal(Signal::SIGTERM);
     assert_eq!(running.ends(&before), Some(128 + 15));
 
     // A command that does not mind is ended at the third request.
     let script = "trap 'echo no' INT; echo up; while :; do sleep 0.2; done";
-    let mut stuck = Foreground::start("signalled", script);
+    let mut stuck = Foreground::start(backend, "signalled", script);
     for _ in 0..2 {
         stuck.signal(Signal::SIGINT);
         stuck.says("no");
@@ -123,7 +124,7 @@ fn a_run_that_is_asked_to_end_ends_its_command_and_its_tenant() {
     assert_eq!(stuck.ends(&before), Some(128 + 9));
 
     // Nobody is asked when fief itself is killed.
-    let killed = Foreground::start("signalled", "echo up; exec sleep 1000");
+    let killed = Foreground::start(backend, "signalled", "echo up; exec sleep 1000");
     killed.signal(Signal::SIGKILL);
     assert_eq!(killed.ends(&before), None);
 }

@@ -2,6 +2,8 @@
 
 use fief_tests::{in_host, run, state_directory};
 
+use super::backend::Backend;
+
 /// Everything that bears a name beginning with `name`, and everything that bears none: the same before and after a
 /// command that fails. What other tests do at the same time bears other names.
 pub fn traces(name: &str) -> Vec<String> {
@@ -14,7 +16,7 @@ pub fn traces(name: &str) -> Vec<String> {
          ls -d tenants/{name}* tenants/.gone-{name}* 2>/dev/null
          grep -l '\"hostname\": *\"{name}' tenants/.new-*/spec.json 2>/dev/null
          ls -A images/tmp
-         grep -z -l -x '[{first}]{rest}.*' /proc/[0-9]*/cmdline 2>/dev/null
+         grep -z -l -x '\\(fief.hostname=\\)\\?[{first}]{rest}.*' /proc/[0-9]*/cmdline 2>/dev/null
          true"
     );
     let mut all: Vec<String> = in_host(&script).ok().lines().map(str::to_owned).collect();
@@ -32,14 +34,18 @@ pub fn traces(name: &str) -> Vec<String> {
     all
 }
 
-#[test]
-fn a_tenant_and_its_processes_are_seen_and_are_gone_when_it_is() {
+both!(a_tenant_and_its_processes_are_seen_and_are_gone_when_it_is);
+fn a_tenant_and_its_processes_are_seen_and_are_gone_when_it_is(backend: Backend) {
     let before = traces("seen");
-    let tenant = super::Tenant::start("seen", "--kernel micro --image busybox");
+    let tenant = backend.start("seen", "--kernel micro --image busybox");
     let during = traces("seen");
     let count = |word: &str| during.iter().filter(|line| line.contains(word)).count();
     assert_eq!(count("tenants/seen"), 1, "{during:?}");
-    assert_eq!(count("/cmdline"), 2, "shim and monitor: {during:?}");
+    assert_eq!(
+        count("/cmdline"),
+        2,
+        "shim and monitor, or agent: {during:?}"
+    );
     drop(tenant);
     assert_eq!(traces("seen"), before);
 }

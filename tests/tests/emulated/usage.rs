@@ -2,11 +2,11 @@
 
 use fief_tests::{feed, in_host, run, spawn};
 
-use super::Tenant;
+use super::backend::Backend;
 
-#[test]
-fn what_a_tenant_uses_is_counted_in_a_table_and_as_json() {
-    let tenant = Tenant::start("counted", "--kernel micro --image busybox --memory 128M");
+both!(what_a_tenant_uses_is_counted_in_a_table_and_as_json);
+fn what_a_tenant_uses_is_counted_in_a_table_and_as_json(backend: Backend) {
+    let tenant = backend.start("counted", "--kernel micro --image busybox --memory 128M");
     let look =
         || -> serde_json::Value { super::json(&run("stats --no-stream --json counted").ok()) };
     let before = look();
@@ -26,12 +26,13 @@ fn what_a_tenant_uses_is_counted_in_a_table_and_as_json() {
         "{before} {after}"
     );
     assert!(number(&after, "disk_used_bytes") >= 20_000_000);
-    assert_eq!(number(&after, "memory_limit_bytes"), (128 + 64 + 4) << 20);
+    let limit = (128 + 64 + 4) << 20;
+    assert_eq!(number(&after, "memory_limit_bytes"), limit);
     let memory = number(&after, "memory_bytes");
-    assert!((10 << 20..=196 << 20).contains(&memory), "{after}");
+    assert!((1 << 20..=limit).contains(&memory), "{after}");
     let inside = number(&after, "inside_memory_total_bytes");
-    assert!((64 << 20..128 << 20).contains(&inside), "{after}");
-    assert!(after["cpu_percent"].is_number() && number(&after, "processes") > 1);
+    assert!((64 << 20..=128 << 20).contains(&inside), "{after}");
+    assert!(after["cpu_percent"].is_number() && number(&after, "processes") >= 1);
     let table = run("stats --no-stream").ok();
     let header = table.lines().next().unwrap();
     for column in ["NAME", "CPU", "MEMORY", "DISK", "RECEIVED"] {
@@ -62,10 +63,10 @@ fn what_a_tenant_uses_is_counted_in_a_table_and_as_json() {
     );
 }
 
-#[test]
-fn a_log_is_followed_across_its_files_and_kept_in_as_many_as_asked() {
+both!(a_log_is_followed_across_its_files_and_kept_in_as_many_as_asked);
+fn a_log_is_followed_across_its_files_and_kept_in_as_many_as_asked(backend: Backend) {
     // More than what is printed, so that a follower that gets no time for a while finds all of it.
-    let tenant = Tenant::start(
+    let tenant = backend.start(
         "talker",
         "--kernel micro --image busybox --log-size 4K --log-files 20",
     );

@@ -10,9 +10,9 @@ fn without_last_rule(chain: &str) -> String {
     )
 }
 
-#[test]
-fn neighbours_reach_each_other_by_nothing() {
-    let both = neighbours();
+both!(neighbours_reach_each_other_by_nothing);
+fn neighbours_reach_each_other_by_nothing(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     alice.probe("tcp-serve 5200 --background").ok();
     alice.probe("udp-serve 5200 --background").ok();
@@ -29,7 +29,7 @@ fn neighbours_reach_each_other_by_nothing() {
     for probe in &probes {
         gets_through(&open, || bob.probe(probe));
     }
-    rules_are_back();
+    rules_are_back(&both);
     for probe in &probes {
         bob.probe(probe).fails(1);
     }
@@ -38,13 +38,16 @@ fn neighbours_reach_each_other_by_nothing() {
 /// Joins two tenants' links as a bridge would, for everything.
 fn join(from: &Peer, to: &Peer) -> String {
     let Peer {
-        link, namespace, ..
+        link,
+        namespace,
+        device,
+        ..
     } = from;
     let to = &to.link;
     format!(
         "ip netns exec {namespace} sh -ec '
-             tc filter del dev tap0 ingress
-             tc filter add dev tap0 ingress matchall action mirred egress redirect dev up0'
+             tc filter del dev {device} ingress
+             tc filter add dev {device} ingress matchall action mirred egress redirect dev up0'
          tc qdisc add dev {link} ingress 2>/dev/null
          tc filter replace dev {link} ingress pref 1 handle 1 matchall action mirred egress redirect dev {to}"
     )
@@ -53,21 +56,24 @@ fn join(from: &Peer, to: &Peer) -> String {
 /// As it was.
 fn part(from: &Peer) -> String {
     let Peer {
-        link, namespace, ..
+        link,
+        namespace,
+        device,
+        ..
     } = from;
     format!(
         "tc qdisc del dev {link} ingress
          ip netns exec {namespace} sh -ec '
-             tc filter del dev tap0 ingress
+             tc filter del dev {device} ingress
              for protocol in ip arp ipv6; do
-                 tc filter add dev tap0 ingress protocol $protocol matchall action mirred egress redirect dev up0
+                 tc filter add dev {device} ingress protocol $protocol matchall action mirred egress redirect dev up0
              done'"
     )
 }
 
-#[test]
-fn nothing_of_a_tenants_wire_is_on_a_neighbours() {
-    let both = neighbours();
+both!(nothing_of_a_tenants_wire_is_on_a_neighbours);
+fn nothing_of_a_tenants_wire_is_on_a_neighbours(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     let claimed = &alice.address;
     let all = "ff:ff:ff:ff:ff:ff";
@@ -116,9 +122,9 @@ fn nothing_of_a_tenants_wire_is_on_a_neighbours() {
     bob.probe(&format!("ping {OUTSIDE}")).ok();
 }
 
-#[test]
-fn a_broadcast_and_a_neighbours_link_local_address_lead_nowhere() {
-    let both = neighbours();
+both!(a_broadcast_and_a_neighbours_link_local_address_lead_nowhere);
+fn a_broadcast_and_a_neighbours_link_local_address_lead_nowhere(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     alice.sh("rm -f /tmp/udp5300");
     alice
@@ -145,9 +151,9 @@ fn a_broadcast_and_a_neighbours_link_local_address_lead_nowhere() {
     nothing();
 }
 
-#[test]
-fn nobody_speaks_in_anothers_name() {
-    let both = neighbours();
+both!(nobody_speaks_in_anothers_name);
+fn nobody_speaks_in_anothers_name(backend: Backend) {
+    let both = neighbours(backend);
     let bob = &both.bob;
     outside_probe("udp-serve 5400 --background --log /tmp/udp5400").ok();
     let count = || -> usize {
@@ -195,11 +201,12 @@ fn nobody_speaks_in_anothers_name() {
     let other = "02:f1:0a:63:c8:4d";
     // A link that goes down forgets its IPv6 addresses.
     let address6 = &bob.address6;
+    let gateway6 = bob.sh("ip -6 route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'");
     let change = |mac: &str| {
         bob.sh(&format!(
             "ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up; \
              ip route add 10.99.0.1 dev eth0; ip route add default via 10.99.0.1; \
-             ip -6 addr add {address6}/128 dev eth0; ip -6 route add default via $(sed -n 's/.*fief.gateway6=\\([^ ]*\\).*/\\1/p' /proc/cmdline) dev eth0 onlink; true"
+             ip -6 addr add {address6}/128 dev eth0; ip -6 route add default via {gateway6} dev eth0 onlink; true"
         ))
     };
     change(other);
@@ -231,9 +238,9 @@ fn nobody_speaks_in_anothers_name() {
     bob.probe(&format!("udp {OUTSIDE6} 5400")).ok();
 }
 
-#[test]
-fn the_host_believes_no_claim_of_addresses_and_no_router() {
-    let both = neighbours();
+both!(the_host_believes_no_claim_of_addresses_and_no_router);
+fn the_host_believes_no_claim_of_addresses_and_no_router(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     // What would be believed, were it not for the rules: so that there is something to see.
     in_host(&format!(
@@ -275,7 +282,7 @@ fn the_host_believes_no_claim_of_addresses_and_no_router() {
             seen()
         });
     }
-    rules_are_back();
+    rules_are_back(&both);
     in_host(&format!(
         "ip neigh flush dev {0}; ip -6 route flush dev {0} proto ra; \
          echo 0 > /proc/sys/net/ipv4/conf/{0}/arp_accept; echo 0 > /proc/sys/net/ipv6/conf/{0}/accept_ra",
@@ -287,9 +294,9 @@ fn the_host_believes_no_claim_of_addresses_and_no_router() {
     routed().fails(1);
 }
 
-#[test]
-fn the_hosts_own_services_are_out_of_reach_under_every_address() {
-    let both = neighbours();
+both!(the_hosts_own_services_are_out_of_reach_under_every_address);
+fn the_hosts_own_services_are_out_of_reach_under_every_address(backend: Backend) {
+    let both = neighbours(backend);
     let bob = &both.bob;
     host_probe("tcp-serve 5500 --background").ok();
     let mut probes = Vec::new();
@@ -307,13 +314,13 @@ fn the_hosts_own_services_are_out_of_reach_under_every_address() {
             bob.probe(probe)
         });
     }
-    rules_are_back();
+    rules_are_back(&both);
     bob.probe(&probes[0]).fails(1);
 }
 
-#[test]
-fn the_hosts_loopback_is_out_of_reach_of_a_tenant_that_routes_it_there() {
-    let both = neighbours();
+both!(the_hosts_loopback_is_out_of_reach_of_a_tenant_that_routes_it_there);
+fn the_hosts_loopback_is_out_of_reach_of_a_tenant_that_routes_it_there(backend: Backend) {
+    let both = neighbours(backend);
     let alice = &both.alice;
     // Her port is published on loopback, so her link takes answers for 127.0.0.1.
     host_probe("tcp-serve 5600 --bind 127.0.0.1 --background").ok();
@@ -327,14 +334,14 @@ fn the_hosts_loopback_is_out_of_reach_of_a_tenant_that_routes_it_there() {
         "nft flush chain inet fief from_tenant; nft flush chain inet fief from_tenant_to_host",
         || alice.probe(&probe),
     );
-    rules_are_back();
+    rules_are_back(&both);
     alice.probe(&probe).fails(1);
     alice.sh("ip route del 127.0.0.1/32; ip addr add 127.0.0.1/8 dev lo");
 }
 
-#[test]
-fn addresses_where_clouds_keep_credentials_are_out_of_reach() {
-    let both = neighbours();
+both!(addresses_where_clouds_keep_credentials_are_out_of_reach);
+fn addresses_where_clouds_keep_credentials_are_out_of_reach(backend: Backend) {
+    let both = neighbours(backend);
     let bob = &both.bob;
     outside_probe(&format!("tcp-serve 80 --bind {METADATA} --background")).ok();
     let probe = format!("tcp {METADATA} 80");
@@ -343,6 +350,6 @@ fn addresses_where_clouds_keep_credentials_are_out_of_reach() {
     let open = "handle=$(nft -a list chain inet fief from_tenant | sed -n 's/.*169.254.*# handle //p'); \
                 [ -z \"$handle\" ] || nft delete rule inet fief from_tenant handle $handle";
     gets_through(open, || bob.probe(&probe));
-    rules_are_back();
+    rules_are_back(&both);
     bob.probe(&probe).fails(1);
 }

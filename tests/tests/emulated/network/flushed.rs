@@ -31,8 +31,9 @@ const FLUSH: &str = "nft flush ruleset";
 
 /// Neighbours do not reach each other but by a grant, and a published port leads to its tenant.
 #[track_caller]
-fn all_is_right(alice: &Peer, bob: &Peer) {
-    host_probe("tcp 127.0.0.1 4001").ok();
+fn all_is_right(both: &Neighbours) {
+    let (alice, bob) = (&both.alice, &both.bob);
+    host_probe(&format!("tcp 127.0.0.1 {}", both.on_loopback)).ok();
     bob.probe(&format!("tcp {} 5601", alice.address)).ok();
     bob.probe(&format!("ping {OUTSIDE}")).ok();
     for address in [&alice.address, &alice.address6] {
@@ -42,23 +43,26 @@ fn all_is_right(alice: &Peer, bob: &Peer) {
 
 /// Nobody mended: the neighbour is reached by anybody, the published port leads nowhere.
 #[track_caller]
-fn all_is_wrong(alice: &Peer, bob: &Peer) {
+fn all_is_wrong(both: &Neighbours) {
+    let (alice, bob) = (&both.alice, &both.bob);
     for address in [&alice.address, &alice.address6] {
         bob.probe(&format!("tcp {address} 5600")).ok();
     }
-    host_probe("tcp 127.0.0.1 4001").fails(1);
+    host_probe(&format!("tcp 127.0.0.1 {}", both.on_loopback)).fails(1);
 }
 
-#[test]
-fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_a_start() {
-    let both = neighbours();
+both!(rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_a_start);
+fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_a_start(
+    backend: Backend,
+) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     for port in [5600, 5601] {
         alice.probe(&format!("tcp-serve {port} --background")).ok();
     }
-    run("grant net-alice --to net-bob --port 5601").ok();
-    let third = Tenant::create("net-third", "--kernel micro --image busybox --memory 128M");
-    all_is_right(alice, bob);
+    run(&format!("grant {alice} --to {bob} --port 5601")).ok();
+    let third = backend.create("net-third", "--kernel micro --image busybox --memory 128M");
+    all_is_right(&both);
     let doctor = || {
         let said = in_host("fief --host native doctor --json").out;
         let checks = json(&said)["checks"].as_array().unwrap().clone();
@@ -72,18 +76,18 @@ fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_
     // Whoever starts a tenant mends the rules for all.
     let still = Still::all();
     in_host(FLUSH).ok();
-    all_is_wrong(alice, bob);
+    all_is_wrong(&both);
     let found = doctor();
     assert_eq!(found["health"], "warning", "{found}");
     assert!(found["remedy"].as_str().unwrap().contains("fief start"));
     run("start net-third").ok();
-    all_is_right(alice, bob);
+    all_is_right(&both);
     assert_eq!(doctor()["health"], "ok");
     run("kill net-third").ok();
 
     // Those that run mend them, too: for what happened before they listened again, and at once.
     in_host(FLUSH).ok();
-    all_is_wrong(alice, bob);
+    all_is_wrong(&both);
     drop(still);
     let granted = format!("{{ {} . {} . 6 . 5601 }}", bob.address, alice.address);
     let look = format!("nft get element inet fief grants4 '{granted}'");
@@ -93,12 +97,12 @@ fn rules_that_were_flushed_come_back_by_themselves_while_a_tenant_runs_and_with_
         });
     };
     wait();
-    all_is_right(alice, bob);
+    all_is_right(&both);
     for _ in 0..5 {
         in_host(FLUSH).ok();
         wait();
     }
-    all_is_right(alice, bob);
-    run("revoke net-alice --to net-bob --port 5601").ok();
+    all_is_right(&both);
+    run(&format!("revoke {alice} --to {bob} --port 5601")).ok();
     drop(third);
 }

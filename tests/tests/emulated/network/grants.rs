@@ -2,17 +2,17 @@
 
 use super::*;
 
-#[test]
-fn exactly_the_granted_port_is_reached_and_a_name_leads_there() {
-    let both = neighbours();
+both!(exactly_the_granted_port_is_reached_and_a_name_leads_there);
+fn exactly_the_granted_port_is_reached_and_a_name_leads_there(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
     for port in [5700, 5701] {
         alice.probe(&format!("tcp-serve {port} --background")).ok();
         alice.probe(&format!("udp-serve {port} --background")).ok();
     }
     bob.probe("tcp-serve 5700 --background").ok();
-    run("grant net-alice --to net-bob --port 5700").ok();
-    let name = "net-alice.fief";
+    run(&format!("grant {alice} --to {bob} --port 5700")).ok();
+    let name = &format!("{alice}.fief");
     assert!(
         bob.sh(&format!("grep -w {name} /etc/hosts"))
             .contains(&alice.address)
@@ -26,35 +26,39 @@ fn exactly_the_granted_port_is_reached_and_a_name_leads_there() {
     refused(bob, &format!("ping {}", alice.address));
     // It is bob's, and no way back.
     refused(alice, &format!("tcp {} 5700", bob.address));
-    let third = Peer::start("net-third", "");
+    let third = Peer::start(backend, "net-third", "");
     refused(&third, &format!("tcp {} 5700", alice.address));
     drop(third);
-    run("grant net-alice --to net-bob --port 5701 --proto udp").ok();
+    run(&format!("grant {alice} --to {bob} --port 5701 --proto udp")).ok();
     bob.probe(&format!("udp {} 5701", alice.address)).ok();
     let listed = json(&run("grants --json").ok());
     let ours = listed.as_array().unwrap().iter();
     assert_eq!(
-        ours.filter(|grant| grant["to"] == "net-bob").count(),
+        ours.filter(|grant| grant["to"] == bob.tenant.0.as_str())
+            .count(),
         2,
         "{listed}"
     );
-    run("revoke net-alice --to net-bob --port 5701 --proto udp").ok();
+    run(&format!(
+        "revoke {alice} --to {bob} --port 5701 --proto udp"
+    ))
+    .ok();
     refused(bob, &format!("udp {} 5701", alice.address));
-    run("revoke net-alice --to net-bob --port 5700").ok();
+    run(&format!("revoke {alice} --to {bob} --port 5700")).ok();
     refused(bob, &format!("tcp {} 5700", alice.address));
     assert_eq!(bob.sh(&format!("grep -c {name} /etc/hosts; true")), "0");
-    let log = in_host("grep net-alice /var/lib/fief/grants.log").ok();
+    let log = in_host(&format!("grep {alice} /var/lib/fief/grants.log")).ok();
     assert!(
         log.contains("\"granted\"") && log.contains("\"revoked\"") && log.contains("\"uid\":0"),
         "{log}"
     );
 }
 
-#[test]
-fn a_connection_ends_with_its_grant() {
-    let both = neighbours();
+both!(a_connection_ends_with_its_grant);
+fn a_connection_ends_with_its_grant(backend: Backend) {
+    let both = neighbours(backend);
     let (alice, bob) = (&both.alice, &both.bob);
-    run("grant net-alice --to net-bob --port 5800").ok();
+    run(&format!("grant {alice} --to {bob} --port 5800")).ok();
     // alice says a word every second, bob writes down what he hears.
     alice.sh("(while echo word; do sleep 1; done | nc -l -p 5800) > /dev/null 2>&1 &");
     let listen = format!(
@@ -72,7 +76,7 @@ fn a_connection_ends_with_its_grant() {
         }
         (heard() > 0).then_some(())
     });
-    run("revoke net-alice --to net-bob --port 5800").ok();
+    run(&format!("revoke {alice} --to {bob} --port 5800")).ok();
     let then = heard();
     // Seconds in which alice goes on.
     for _ in 0..2 {
@@ -80,18 +84,18 @@ fn a_connection_ends_with_its_grant() {
     }
     assert_eq!(heard(), then);
     // With the grant, the same connection goes on: it was the rule that held it.
-    run("grant net-alice --to net-bob --port 5800").ok();
+    run(&format!("grant {alice} --to {bob} --port 5800")).ok();
     waiting::until("bob hears more", || (heard() > then).then_some(()));
-    run("revoke net-alice --to net-bob --port 5800").ok();
+    run(&format!("revoke {alice} --to {bob} --port 5800")).ok();
     alice.sh("killall nc tail; true");
     bob.sh("killall nc tail; true");
 }
 
-#[test]
-fn a_grant_outlives_restarts_and_not_its_tenants() {
+both!(a_grant_outlives_restarts_and_not_its_tenants);
+fn a_grant_outlives_restarts_and_not_its_tenants(backend: Backend) {
     world();
-    let giver = Peer::start("net-giver", "");
-    let taker = Peer::start("net-taker", "");
+    let giver = Peer::start(backend, "net-giver", "");
+    let taker = Peer::start(backend, "net-taker", "");
     run("grant net-giver --to net-taker --port 5900").ok();
     run("grant net-taker --to net-giver --port 5901").ok();
     for name in ["net-giver", "net-taker"] {
@@ -107,7 +111,7 @@ fn a_grant_outlives_restarts_and_not_its_tenants() {
     assert!(!taker.sh("cat /etc/hosts").contains("net-giver.fief"));
     assert!(!run("grants").ok().contains("net-giver"));
     // One that is later made under the same name and, as it is the lowest free, with the same address has no part in it.
-    let later = Peer::start("net-giver", "");
+    let later = Peer::start(backend, "net-giver", "");
     assert_eq!(later.address, address);
     later.probe("tcp-serve 5900 --background").ok();
     taker.probe(&probe).fails(1);

@@ -43,39 +43,45 @@ fn mark() -> String {
     link[2..7].to_owned()
 }
 
-#[test]
-fn fifty_tenants_come_and_go_and_leave_nothing() {
+both!(many_tenants_come_and_go_and_leave_nothing);
+fn many_tenants_come_and_go_and_leave_nothing(backend: Backend) {
     world();
     let mark = mark();
     let before = (kernel(&mark), machine());
     assert!(before.0.is_empty(), "{before:?}");
-    many(
-        "for n in $(seq 50); do
-             fief create net-coming --kernel micro --image busybox -p 7000:1 -p 0.0.0.0:7001:2/udp || exit
+    let many_times = backend.either(50, 20);
+    many(&format!(
+        "for n in $(seq {many_times}); do
+             fief create net-coming {backend} --kernel micro --image busybox -p 7000:1 -p 0.0.0.0:7001:2/udp || exit
              fief rm net-coming || exit
-         done",
-    )
+         done"
+    ))
     .ok();
-    many("fief create net-coming --kernel micro --image busybox -p 7000:1").ok();
+    many(&format!(
+        "fief create net-coming {backend} --kernel micro --image busybox -p 7000:1"
+    ))
+    .ok();
     let during = kernel(&mark);
     assert!(during.len() >= 6, "{during:?}");
     many("fief rm net-coming").ok();
     assert_eq!((kernel(&mark), machine()), before);
 }
 
-#[test]
-fn what_killed_commands_left_is_gone_after_the_next() {
+both!(what_killed_commands_left_is_gone_after_the_next);
+fn what_killed_commands_left_is_gone_after_the_next(backend: Backend) {
     world();
     let mark = mark();
     // Killed at growing distances from their beginnings: before, amid and after the making of the network.
-    let script = "for n in $(seq 24); do
-             fief create net-killed --kernel micro --image busybox -p 7100:1 & pid=$!
+    let script = format!(
+        "for n in $(seq 24); do
+             fief create net-killed {backend} --kernel micro --image busybox -p 7100:1 & pid=$!
              busybox usleep $((n * 25000)); kill -9 $pid; wait $pid
              fief rm net-killed & pid=$!
              busybox usleep $((n * 10000)); kill -9 $pid; wait $pid
          done > /dev/null 2>&1
-         fief ps -a > /dev/null; fief rm -f net-killed > /dev/null 2>&1; fief ps -a";
-    assert_eq!(many(script).ok().lines().count(), 1);
+         fief ps -a > /dev/null; fief rm -f net-killed > /dev/null 2>&1; fief ps -a"
+    );
+    assert_eq!(many(&script).ok().lines().count(), 1);
     assert_eq!(kernel(&mark), Vec::<String>::new());
 }
 
@@ -91,10 +97,10 @@ fn a_network_whose_tenants_directory_is_gone_goes_with_the_next_that_is_made() {
     assert_eq!(kernel(&mark), Vec::<String>::new());
 }
 
-#[test]
-fn what_the_machine_forgot_is_made_again_at_a_start() {
+both!(what_the_machine_forgot_is_made_again_at_a_start);
+fn what_the_machine_forgot_is_made_again_at_a_start(backend: Backend) {
     world();
-    let peer = Peer::start("net-again", "-p 7300:7300");
+    let peer = Peer::start(backend, "net-again", "-p 7300:7300");
     run("kill net-again").ok();
     // As after a restart of the machine, for this tenant.
     let Peer {

@@ -13,12 +13,14 @@ mod rates;
 mod traffic;
 mod ways;
 
+use std::fmt;
 use std::io::Read;
 use std::process::Stdio;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
 
 use fief_tests::{Said, binary, feed, fief, in_host, run, run_with, waiting};
 
+use super::backend::Backend;
 use super::{Tenant, json};
 
 /// Addresses of the host towards the world, and of the world.
@@ -50,8 +52,7 @@ pub fn world() {
             "HOST={HOST} OUTSIDE={OUTSIDE} HOST6={HOST6} OUTSIDE6={OUTSIDE6} METADATA={METADATA}"
         );
         in_host(&format!("set -e; export {settings}\n{WORLD}")).ok();
-        // An earlier run's, on the same ports.
-        let _ = in_host("for pid in $(pidof net-probe); do kill $pid; done");
+        end_probes();
         put("host exec -i --");
     });
 }
@@ -87,14 +88,16 @@ struct Peer {
     mac: String,
     link: String,
     namespace: String,
+    /// What it is joined to in that namespace.
+    device: &'static str,
 }
 
 impl Peer {
     #[track_caller]
-    fn start(name: &str, options: &str) -> Self {
+    fn start(backend: Backend, name: &str, options: &str) -> Self {
         world();
         let options = format!("--kernel micro --image busybox --memory 128M {options}");
-        let tenant = Tenant::start(name, &options);
+        let tenant = backend.start(name, &options);
         put(&format!("exec -i {name} --"));
         Self::of(tenant)
     }
@@ -110,6 +113,11 @@ impl Peer {
             mac: text(&network["mac"]),
             link: text(&network["link"]),
             namespace: text(&network["namespace"]),
+            device: if network["isolation"] == "container" {
+                "ct0"
+            } else {
+                "tap0"
+            },
             tenant,
         }
     }
@@ -130,23 +138,75 @@ impl Peer {
     }
 }
 
-/// Two neighbours, for tests that leave them as they were; one test at a time has them.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.tenant.0)
+    }
+}
+
+/// Two neighbours of one kind, for tests that leave them as they were.
 struct Neighbours {
     alice: Peer,
     bob: Peer,
+    /// Ports of the host that lead to alice's port 4000, where something answers: one on loopback, one at all addresses.
+    on_loopback: u16,
+    on_all: u16,
 }
 
-fn neighbours() -> MutexGuard<'static, Neighbours> {
-    static BOTH: LazyLock<Mutex<Neighbours>> = LazyLock::new(|| {
-        let alice = Peer::start("net-alice", "-p 4001:4000 -p 0.0.0.0:4002:4000");
-        // Something answers at the published port from here on.
+impl Neighbours {
+    fn start(backend: Backend) -> Self {
+        let [on_loopback, on_all] = backend.either([4001, 4002], [4003, 4004]);
+        let [alice, bob] = backend.either(["net-alice", "net-bob"], ["net-ct-alice", "net-ct-bob"]);
+        let published = format!("-p {on_loopback}:4000 -p 0.0.0.0:{on_all}:4000");
+        let alice = Peer::start(backend, alice, &published);
         alice.probe("tcp-serve 4000 --background").ok();
-        let bob = Peer::start("net-bob", "");
-        Mutex::new(Neighbours { alice, bob })
-    });
+        Self {
+            alice,
+            bob: Peer::start(backend, bob, ""),
+            on_loopback,
+            on_all,
+        }
+    }
+}
+
+/// The neighbours, and the turn of the test that has them.
+struct Turn {
+    both: &'static Neighbours,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl std::ops::Deref for Turn {
+    type Target = Neighbours;
+
+    fn deref(&self) -> &Neighbours {
+        self.both
+    }
+}
+
+fn neighbours(backend: Backend) -> Turn {
+    static ALONE: Mutex<()> = Mutex::new(());
+    static MACHINES: LazyLock<Neighbours> = LazyLock::new(|| Neighbours::start(Backend::Machine));
+    static CONTAINERS: LazyLock<Neighbours> =
+        LazyLock::new(|| Neighbours::start(Backend::Container));
     // A test that failed leaves them to the next one.
-    BOTH.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    let alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let both = backend.either(&MACHINES, &CONTAINERS);
+    end_probes();
+    Turn {
+        both,
+        _alone: alone,
+    }
+}
+
+/// Ends the probes of earlier tests in the host and in the world, whose ports the next one takes. Those in containers, which
+/// the host sees, too, stay.
+fn end_probes() {
+    let script = "for pid in $(pidof net-probe); do
+            test $(readlink /proc/$pid/ns/pid) != $(readlink /proc/self/ns/pid) || kill $pid
+        done";
+    let _ = in_host(script);
 }
 
 /// Tries until `change`, done in the host before each try, lets the probe through.
@@ -164,8 +224,8 @@ fn gets_through(change: &str, probe: impl Fn() -> Said) {
 
 /// The rules are as fief makes them: every command that changes a network sets them.
 #[track_caller]
-fn rules_are_back() {
-    let both = "net-alice --to net-bob --port 9";
+fn rules_are_back(both: &Neighbours) {
+    let both = format!("{} --to {} --port 9", both.alice, both.bob);
     run(&format!("grant {both}")).ok();
     run(&format!("revoke {both}")).ok();
 }

@@ -92,8 +92,8 @@ fn is_limited<'a>(limited: &'a Peer, free: &Peer, way: Way, ports: [u16; 2]) -> 
 #[test]
 fn a_rate_of_the_network_holds_both_ways_from_the_beginning_and_as_it_is_changed() {
     let limited = format!("-p 0.0.0.0:5302:5302 --net-rate {RATE}");
-    let limited = Peer::start("net-limited", &limited);
-    let free = Peer::start("net-free", "-p 0.0.0.0:5312:5312");
+    let limited = Peer::start(Backend::Machine, "net-limited", &limited);
+    let free = Peer::start(Backend::Machine, "net-free", "-p 0.0.0.0:5312:5312");
     let out = is_limited(&limited, &free, Way::Out, [5301, 5311]);
     // Without the limit all that was begun passes, which it would not in the time that a test waits.
     run("set net-limited --net-rate 0").ok();

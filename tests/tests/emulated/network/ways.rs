@@ -2,9 +2,9 @@
 
 use super::*;
 
-#[test]
-fn a_tenant_reaches_the_world_under_the_hosts_address() {
-    let both = neighbours();
+both!(a_tenant_reaches_the_world_under_the_hosts_address);
+fn a_tenant_reaches_the_world_under_the_hosts_address(backend: Backend) {
+    let both = neighbours(backend);
     outside_probe("tcp-serve 5100 --background --log /tmp/tcp5100").ok();
     outside_probe("udp-serve 5100 --background --log /tmp/udp5100").ok();
     for probe in [
@@ -35,22 +35,27 @@ fn a_tenant_reaches_the_world_under_the_hosts_address() {
     gets_through(open, || {
         outside_probe(&format!("tcp {} 5101", both.bob.address))
     });
-    rules_are_back();
+    rules_are_back(&both);
     outside_probe(&format!("tcp {} 5101", both.bob.address)).fails(1);
 }
 
-#[test]
-fn a_published_port_is_reached_from_loopback_and_where_it_says_from_outside() {
-    let both = neighbours();
-    host_probe("tcp 127.0.0.1 4001").ok();
-    host_probe("tcp 127.0.0.1 4002").ok();
-    host_probe(&format!("tcp {HOST} 4002")).ok();
-    outside_probe(&format!("tcp {HOST} 4002")).ok();
+both!(a_published_port_is_reached_from_loopback_and_where_it_says_from_outside);
+fn a_published_port_is_reached_from_loopback_and_where_it_says_from_outside(backend: Backend) {
+    let both = neighbours(backend);
+    let Neighbours {
+        on_loopback,
+        on_all,
+        ..
+    } = *both;
+    host_probe(&format!("tcp 127.0.0.1 {on_loopback}")).ok();
+    host_probe(&format!("tcp 127.0.0.1 {on_all}")).ok();
+    host_probe(&format!("tcp {HOST} {on_all}")).ok();
+    outside_probe(&format!("tcp {HOST} {on_all}")).ok();
     // Loopback is nobody else's.
-    outside_probe(&format!("tcp {HOST} 4001")).fails(1);
-    host_probe(&format!("tcp {HOST} 4001")).fails(1);
+    outside_probe(&format!("tcp {HOST} {on_loopback}")).fails(1);
+    host_probe(&format!("tcp {HOST} {on_loopback}")).fails(1);
     // And it is no way around a grant.
-    for port in [4001, 4002] {
+    for port in [on_loopback, on_all] {
         for address in [HOST, "10.99.0.1"] {
             both.bob.probe(&format!("tcp {address} {port}")).fails(1);
         }
@@ -61,26 +66,26 @@ fn a_published_port_is_reached_from_loopback_and_where_it_says_from_outside() {
             format!("setpriv --reuid=65534 --regid=65534 --clear-groups net-probe {probe}");
         in_host(&script)
     };
-    as_user("tcp 127.0.0.1 4001").ok();
+    as_user(&format!("tcp 127.0.0.1 {on_loopback}")).ok();
     as_user(&format!("tcp {} 4000", both.alice.address)).fails(1);
     host_probe(&format!("tcp {} 4000", both.alice.address)).ok();
 }
 
-#[test]
-fn a_tenant_without_network_has_none_and_obeys_all_the_same() {
+both!(a_tenant_without_network_has_none_and_obeys_all_the_same);
+fn a_tenant_without_network_has_none_and_obeys_all_the_same(backend: Backend) {
     world();
-    let tenant = Tenant::start("net-none", "--kernel micro --image busybox --net none");
+    let tenant = backend.start("net-none", "--kernel micro --image busybox --net none");
     assert!(!tenant.sh("ls /sys/class/net").ok().contains("eth0"));
     let all = json(&run("inspect net-none").ok());
     assert!(all.get("network").is_none(), "{all}");
-    let other = Peer::start("net-some", "");
+    let other = Peer::start(backend, "net-some", "");
     assert!(other.sh("ls /sys/class/net").contains("eth0"));
 }
 
-#[test]
-fn name_servers_are_those_that_were_asked_for() {
+both!(name_servers_are_those_that_were_asked_for);
+fn name_servers_are_those_that_were_asked_for(backend: Backend) {
     world();
-    let peer = Peer::start("net-dns", "--dns 192.0.2.53 --dns 2001:db8::53");
+    let peer = Peer::start(backend, "net-dns", "--dns 192.0.2.53 --dns 2001:db8::53");
     let text = peer.sh("cat /etc/resolv.conf");
     assert!(
         text.contains("nameserver 192.0.2.53") && text.contains("nameserver 2001:db8::53"),
@@ -88,18 +93,27 @@ fn name_servers_are_those_that_were_asked_for() {
     );
 }
 
-#[test]
-fn a_start_of_a_tenant_runs_no_command_for_its_network() {
+both!(a_start_of_a_tenant_runs_no_command_for_its_network);
+fn a_start_of_a_tenant_runs_no_command_for_its_network(backend: Backend) {
     world();
-    let tenant = Tenant::create("net-start", "--kernel micro --image busybox");
+    let tenant = backend.create("net-start", "--kernel micro --image busybox");
     // The shim and the monitor live on, and strace with them: it is told to go when the start is done.
     let script = "rm -f /tmp/starts; strace -f -qq -e trace=execve -o /tmp/starts \
                   sh -c 'fief --host native start net-start; fief --host native kill net-start' > /dev/null
                   grep -o 'execve(\"[^\"]*\"' /tmp/starts";
     let programs = in_host(script).ok();
-    assert!(programs.contains("fief-vmm"), "{programs}");
+    // A container is its runtime's work.
+    let backend = backend.either(
+        ["/fief-vmm\"", "/fief-vmm\""],
+        ["/crun\"", "/run/fief/agent\""],
+    );
+    assert!(
+        backend.iter().all(|name| programs.contains(name)),
+        "{programs}"
+    );
+    let ours = ["/fief\"", "/proc/self/exe\"", "/sh\""];
+    let ours = [&ours[..], &backend].concat();
     for line in programs.lines() {
-        let ours = ["/fief\"", "/proc/self/exe\"", "/fief-vmm\"", "/sh\""];
         assert!(ours.iter().any(|name| line.ends_with(name)), "{programs}");
     }
     drop(tenant);

@@ -139,7 +139,7 @@ enum Command {
     Setup(setup::Args),
     /// Tell what this machine can do, and what is missing
     Doctor(doctor::Args),
-    /// Show it all at work: two tenants, a kernel crash, and the other one lives
+    /// Show it all at work: a tenant in a machine, one in a container, a kernel crash, and the other one lives
     Demo(demo::Args),
     /// Start, stop and look at the emulated host
     Host(host::Args),
