@@ -63,6 +63,7 @@ fn what_is_sent_arrives_with_segmentation_offloads_and_without(backend: Backend)
         let bytes = bytes / backend.either(1, 4);
         both.alice.probe(&format!("gso eth0 {offload}")).ok();
         let log = format!("/tmp/received-{offload}");
+        in_host(&format!("rm -f {log}")).ok();
         outside_probe(&format!(
             "receive 5200 --sha256 --timeout 550 --background --log {log}"
         ))

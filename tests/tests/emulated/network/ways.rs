@@ -5,6 +5,7 @@ use super::*;
 both!(a_tenant_reaches_the_world_under_the_hosts_address);
 fn a_tenant_reaches_the_world_under_the_hosts_address(backend: Backend) {
     let both = neighbours(backend);
+    in_host("rm -f /tmp/tcp5100 /tmp/udp5100").ok();
     outside_probe("tcp-serve 5100 --background --log /tmp/tcp5100").ok();
     outside_probe("udp-serve 5100 --background --log /tmp/udp5100").ok();
     for probe in [
