@@ -9,8 +9,8 @@ const TENANTS: usize = 20;
 /// MiB of each.
 const MEMORY_MIB: u64 = 128;
 /// MiB of the host's memory that an idle tenant takes on average, shared pages counted in part (PSS): busybox on the
-/// kernel `micro`, whose monitor took 28.6 when this was written, and in a container, whose agent took 1.5.
-const PSS_LIMIT: [u64; 2] = [36, 3];
+/// kernel `micro`, whose monitor took 28.6 when this was written, and in a container, whose agent took 0.3.
+const PSS_LIMIT: [u64; 2] = [36, 1];
 
 /// Processes of monitors and shims in the host.
 fn processes() -> String {
