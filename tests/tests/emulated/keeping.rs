@@ -59,9 +59,10 @@ fn what_somebody_stops_stays_stopped_whatever_its_policy(backend: Backend) {
     // One that cannot live is waited for longer and longer; it can be stopped in a pause.
     run("start stopper").ok();
     in_host(
-        r#"for round in 1 2 3 4; do
-             while ! pid=$(fief inspect stopper | tr -d '\n' | sed -n 's/.*"monitor_pid": *\([0-9]*\).*/\1/p') || test -z "$pid"; do :; done
-             kill -9 $pid; while kill -0 $pid 2>/dev/null; do :; done
+        r#"last=
+         for round in 1 2 3 4; do
+             while ! pid=$(fief inspect stopper | tr -d '\n' | sed -n 's/.*"monitor_pid": *\([0-9]*\).*/\1/p') || test -z "$pid" -o "$pid" = "$last"; do :; done
+             kill -9 $pid; last=$pid; while kill -0 $pid 2>/dev/null; do :; done
          done"#,
     )
     .ok();
