@@ -46,7 +46,7 @@ pub fn unpack(what: &[u8], owners: &[u8], path: &[u8], base: &[u8]) -> Result<()
     unpacked.map_err(|error| error.to_string())
 }
 
-fn tell(line: String) {
+pub fn tell(line: String) {
     use io::Write;
     // Nobody may listen any more; the copy goes on.
     let _ = writeln!(io::stderr(), "{line}");

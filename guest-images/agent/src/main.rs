@@ -11,6 +11,7 @@ mod copy;
 mod drive;
 mod grow;
 mod log;
+mod moving;
 mod provide;
 mod serve;
 mod settings;
@@ -47,6 +48,8 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
         [_, b"--drive", id] => ended(drive::report(&String::from_utf8_lossy(id))),
         [_, b"--pack", path] => ended(copy::pack(path)),
         [_, b"--unpack", what, owners, path, base] => ended(copy::unpack(what, owners, path, base)),
+        [_, b"--diff"] => ended(moving::diff()),
+        [_, b"--apply"] => ended(moving::apply()),
         [_, b"--version"] => {
             println!("fief-agent {}", env!("CARGO_PKG_VERSION"));
             0

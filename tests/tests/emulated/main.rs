@@ -27,6 +27,7 @@ mod lifecycle;
 mod limits;
 mod listings;
 mod memory;
+mod moves;
 mod network;
 mod outside;
 mod runtimes;

@@ -3,12 +3,20 @@
 //!
 //! What comes out of a tenant is hostile: [`unpack`](unpack::unpack) never leaves the directory that it unpacks into,
 //! whatever names and links the stream has, never makes a device node, and holds no more than one name in memory.
+//!
+//! A tenant that moves between machine and container takes along what differs from its image: [`diff`](diff()) writes that
+//! as a stream of our own kind, inside the old one, and [`apply`](apply()) reads it, inside the new one.
 
+mod apply;
+mod diff;
 pub mod pack;
+mod pax;
 mod place;
 pub mod target;
 pub mod unpack;
 
+pub use apply::apply;
+pub use diff::diff;
 pub use pack::pack;
 pub use target::{Source, Target};
 pub use unpack::{Policy, unpack, unpack_stream};
@@ -47,6 +55,8 @@ pub enum Error {
     NotDirectory(PathBuf),
     #[error("there is no directory {}; make it first", .0.display())]
     NoDirectory(PathBuf),
+    #[error("these cannot be moved: {0}; remove them in the tenant, then try again")]
+    Unmovable(String),
     #[error("{} is neither a file nor a directory; choose another name", .0.display())]
     Special(PathBuf),
 }

@@ -34,9 +34,9 @@ pub fn pack(
 }
 
 /// Takes nothing more of an archive that is not whole: the crate would put an end to it, as if it were.
-struct Out<W> {
-    out: W,
-    broken: bool,
+pub(crate) struct Out<W> {
+    pub out: W,
+    pub broken: bool,
 }
 
 impl<W: Write> Write for Out<W> {
@@ -129,7 +129,7 @@ impl<W: Write> Packer<'_, W> {
     }
 }
 
-fn header(kind: EntryType, data: &Metadata, size: u64) -> Header {
+pub(crate) fn header(kind: EntryType, data: &Metadata, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(data.mode() & 0o7777);

@@ -53,12 +53,20 @@ impl Root {
         })
     }
 
-    fn shown(&self, relative: &Path) -> PathBuf {
+    /// The same, by another name in messages.
+    pub fn shown_as(self, path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            ..self
+        }
+    }
+
+    pub fn shown(&self, relative: &Path) -> PathBuf {
         self.path.join(relative)
     }
 
     /// The directory at `relative`, an empty path being the root itself.
-    fn enter(&self, relative: &Path) -> nix::Result<OwnedFd> {
+    pub fn enter(&self, relative: &Path) -> nix::Result<OwnedFd> {
         let relative = if relative.as_os_str().is_empty() {
             Path::new(".")
         } else {
@@ -71,7 +79,7 @@ impl Root {
     }
 
     /// The directory that `relative` is in, made where it is missing.
-    fn parent(&self, relative: &Path) -> Result<OwnedFd, Error> {
+    pub fn parent(&self, relative: &Path) -> Result<OwnedFd, Error> {
         let parent = relative.parent().unwrap_or(Path::new(""));
         match self.enter(parent) {
             Err(Errno::ENOENT) => {}
@@ -139,7 +147,7 @@ impl Root {
         let file = openat(&unfinished.parent, unfinished.name.as_c_str(), flags, mode);
         let mut file = File::from(file.map_err(failed("make", shown()))?);
         copy(content, &mut file, size, &shown)?;
-        let name = OsStr::from_bytes(unfinished.name.as_bytes());
+        let name = unfinished.name();
         let marked = || -> nix::Result<()> {
             chown(unfinished.parent.as_fd(), name, marks.owner)?;
             // After the owner, whose change clears the set-id bits.
@@ -154,7 +162,7 @@ impl Root {
     pub fn symlink(&self, relative: &Path, target: &Path, marks: Marks) -> Result<(), Error> {
         let unfinished = self.unfinished(relative)?;
         let shown = || self.shown(relative);
-        let name = OsStr::from_bytes(unfinished.name.as_bytes());
+        let name = unfinished.name();
         let made = || -> nix::Result<()> {
             symlinkat(target, &unfinished.parent, name)?;
             chown(unfinished.parent.as_fd(), name, marks.owner)?;
@@ -180,7 +188,7 @@ impl Root {
         unfinished.put(relative, shown)
     }
 
-    fn unfinished(&self, relative: &Path) -> Result<Unfinished, Error> {
+    pub fn unfinished(&self, relative: &Path) -> Result<Unfinished, Error> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!(".fief-cp-{}-{number}", std::process::id());
         Ok(Unfinished {
@@ -192,13 +200,17 @@ impl Root {
 }
 
 /// A thing under another name. Dropped, it is removed.
-struct Unfinished {
-    parent: OwnedFd,
+pub(crate) struct Unfinished {
+    pub parent: OwnedFd,
     name: CString,
 }
 
 impl Unfinished {
-    fn put(self, relative: &Path, shown: impl Fn() -> PathBuf) -> Result<(), Error> {
+    pub fn name(&self) -> &OsStr {
+        OsStr::from_bytes(self.name.as_bytes())
+    }
+
+    pub fn put(self, relative: &Path, shown: impl Fn() -> PathBuf) -> Result<(), Error> {
         let name = relative.file_name().unwrap_or_default();
         let moved = renameat(&self.parent, self.name.as_c_str(), &self.parent, name);
         match moved {

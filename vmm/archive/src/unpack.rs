@@ -5,14 +5,15 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use tar::{Archive, Entry, EntryType, PaxExtensions};
+use tar::{Archive, Entry, EntryType};
 
 use crate::Error;
+use crate::pax;
 use crate::place::{Marks, Root, is_directory};
 use crate::target::{Place, Target};
 
 /// Longest name, or set of names, that is read into memory, in bytes: PATH_MAX is 4096, attributes may come with it.
-const LONGEST_EXTENSION: u64 = 1 << 20;
+pub(crate) const LONGEST_EXTENSION: u64 = 1 << 20;
 /// How much after the end of an archive is read, so that its writer does not break: tar pads to records of 10 KiB.
 const PADDING: u64 = 1 << 20;
 
@@ -118,14 +119,14 @@ pub fn unpack_stream(
     drain(archive.into_inner())
 }
 
-fn drain(input: impl Read) -> Result<(), Error> {
+pub(crate) fn drain(input: impl Read) -> Result<(), Error> {
     io::copy(&mut input.take(PADDING), &mut io::sink())
         .map(drop)
         .map_err(Error::Read)
 }
 
 /// The parts of a name, none of which leads up or to the root.
-fn relative(name: &OsStr) -> Result<Vec<OsString>, Error> {
+pub(crate) fn relative(name: &OsStr) -> Result<Vec<OsString>, Error> {
     let outside = || Error::Outside(name.to_string_lossy().into_owned());
     let bytes = name.as_bytes();
     if bytes.starts_with(b"/") || bytes.contains(&0) {
@@ -143,13 +144,15 @@ fn relative(name: &OsStr) -> Result<Vec<OsString>, Error> {
 }
 
 /// One thing in a stream, with its whole name.
-struct Item<'a, R: Read> {
-    entry: Entry<'a, R>,
-    kind: EntryType,
-    name: OsString,
-    link: Option<OsString>,
+pub(crate) struct Item<'a, R: Read> {
+    pub entry: Entry<'a, R>,
+    pub kind: EntryType,
+    pub name: OsString,
+    pub link: Option<OsString>,
     mtime: u64,
-    owner: (u32, u32),
+    pub owner: (u32, u32),
+    /// Records of the pax format, for whoever knows more of them.
+    pub records: Vec<u8>,
 }
 
 /// What entries of their own say about the next one.
@@ -161,27 +164,32 @@ struct Extension {
     uid: Option<u32>,
     gid: Option<u32>,
     size: Option<u64>,
+    /// Of the pax format, as they are.
+    records: Vec<u8>,
 }
 
-struct Reader<'a, R: Read> {
+pub(crate) struct Reader<'a, R: Read> {
     entries: tar::Entries<'a, R>,
 }
 
 impl<'a, R: Read> Reader<'a, R> {
-    fn new(archive: &'a mut Archive<R>) -> Result<Self, Error> {
+    pub fn new(archive: &'a mut Archive<R>) -> Result<Self, Error> {
         // Raw: the crate would read names of any length into memory.
         let entries = archive.entries().map_err(Error::Read)?.raw(true);
         Ok(Self { entries })
     }
 
-    fn next(&mut self) -> Result<Option<Item<'a, R>>, Error> {
+    pub fn next(&mut self) -> Result<Option<Item<'a, R>>, Error> {
         let mut extension = Extension::default();
         for entry in self.entries.by_ref() {
             let mut entry = entry.map_err(malformed)?;
             match entry.header().entry_type() {
                 EntryType::GNULongName => extension.name = Some(long_name(&mut entry)?),
                 EntryType::GNULongLink => extension.link = Some(long_name(&mut entry)?),
-                EntryType::XHeader => extension.take(&content(&mut entry)?)?,
+                EntryType::XHeader => {
+                    extension.records = content(&mut entry)?;
+                    extension.take()?;
+                }
                 EntryType::XGlobalHeader => drop(content(&mut entry)?),
                 _ => return Item::new(entry, extension).map(Some),
             }
@@ -191,7 +199,7 @@ impl<'a, R: Read> Reader<'a, R> {
 }
 
 /// The crate tells a damaged header and a broken reader apart by nothing but the kind.
-fn malformed(error: io::Error) -> Error {
+pub(crate) fn malformed(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
             Error::Format(error.to_string())
@@ -227,12 +235,11 @@ fn long_name<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<u8>, Error> {
 }
 
 impl Extension {
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        for record in PaxExtensions::new(bytes) {
-            let record = record.map_err(malformed)?;
-            let value = record.value_bytes();
+    fn take(&mut self) -> Result<(), Error> {
+        for record in pax::records(&self.records) {
+            let (key, value) = record?;
             let text = std::str::from_utf8(value).unwrap_or_default();
-            match record.key_bytes() {
+            match key {
                 b"path" => self.name = Some(value.to_owned()),
                 b"linkpath" => self.link = Some(value.to_owned()),
                 // With a fraction, which is dropped.
@@ -277,6 +284,7 @@ impl<'a, R: Read> Item<'a, R> {
             link: link.map(OsString::from_vec),
             mtime: extension.mtime.or(header.mtime().ok()).unwrap_or(0),
             owner,
+            records: extension.records,
             entry,
         })
     }

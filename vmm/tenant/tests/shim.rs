@@ -105,6 +105,7 @@ impl Rig {
             }),
             attached: false,
             command: None,
+            quiet: None,
         };
         (locked, order)
     }

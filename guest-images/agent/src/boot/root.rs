@@ -111,6 +111,22 @@ impl Root {
     }
 }
 
+/// Mounts the drive with the image, which the root is laid over, where it can be seen.
+///
+/// # Errors
+/// One line that says what is missing.
+pub fn show_image(id: &str, target: &str) -> Result<(), String> {
+    let device = find_drive(id)?;
+    let kind = file_system(&device)?;
+    mount_new(
+        &device.to_string_lossy(),
+        target,
+        kind,
+        MsFlags::MS_RDONLY,
+        "",
+    )
+}
+
 /// Mounts the drive that holds the kernel's modules where modprobe looks for them.
 fn mount_modules(id: &str) -> Result<(), String> {
     let device = find_drive(id)?;

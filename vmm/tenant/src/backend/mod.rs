@@ -40,6 +40,9 @@ pub struct ContainerFiles {
     /// The OCI runtime, by name or absolute path; none: the first installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// The image can be seen beside the root that is laid over it: the tenant is about to move.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shows_image: bool,
 }
 
 /// What a virtual machine boots from.

@@ -248,48 +248,69 @@ impl Copy {
         })
     }
 
-    /// Copies, with progress and signals, and judges what became of it on both sides.
     fn attend(
-        mut self,
+        self,
         size: Option<u64>,
         copy: impl FnOnce(&AtomicBool, &Shown) -> std::result::Result<(), Broken>,
     ) -> Result<()> {
-        let progress = Shown::default();
-        progress.begin("copying", Unit::Bytes, size);
-        let stopped = AtomicBool::new(false);
-        let remote_control = self.process.remote();
-        let stderr = self.process.take_stderr();
-        let (stop, stopper) = io::pipe()?;
-        let (copied, remarks, signal) = std::thread::scope(|scope| {
-            let remarks = scope.spawn(|| remarks(stderr));
-            let signal = scope.spawn(|| {
-                let signal = asked_to_end(&self.signals, &stop);
-                if signal.is_some() {
-                    stopped.store(true, Ordering::Relaxed);
-                    let _ = remote_control.cancel();
-                }
-                signal
-            });
-            let copied = copy(&stopped, &progress);
-            if matches!(&copied, Err(broken) if !broken.by_stream) {
-                // A stream that just ends is no reason for the other side to give up.
-                let _ = remote_control.cancel();
-            }
-            let remarks = remarks.join().unwrap_or_default();
-            drop(stopper);
-            (copied, remarks, signal.join().unwrap_or_default())
-        });
-        progress.end();
-        drop(progress);
-        if let Some(signal) = signal {
-            let told = Error::new("stopped; what was complete by then stays");
-            return Err(told.with_code(128 + signal as i32));
-        }
-        judge(copied, &remarks, self.process.wait())
+        let words = Words {
+            title: "copying",
+            stopped: "stopped; what was complete by then stays",
+        };
+        attend(self.process, &self.signals, words, size, copy)
     }
 }
 
-fn no_stream() -> Error {
+/// What is said of a copy.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Words<'a> {
+    pub title: &'a str,
+    pub stopped: &'a str,
+}
+
+/// Copies, with progress and signals, and judges what became of it on both sides.
+pub(super) fn attend(
+    mut process: Process,
+    signals: &Signals,
+    words: Words<'_>,
+    size: Option<u64>,
+    copy: impl FnOnce(&AtomicBool, &Shown) -> std::result::Result<(), Broken>,
+) -> Result<()> {
+    let progress = Shown::default();
+    progress.begin(words.title, Unit::Bytes, size);
+    let stopped = AtomicBool::new(false);
+    let remote_control = process.remote();
+    let stderr = process.take_stderr();
+    let (stop, stopper) = io::pipe()?;
+    let (copied, remarks, signal) = std::thread::scope(|scope| {
+        let remarks = scope.spawn(|| remarks(stderr));
+        let signal = scope.spawn(|| {
+            let signal = asked_to_end(signals, &stop);
+            if signal.is_some() {
+                stopped.store(true, Ordering::Relaxed);
+                let _ = remote_control.cancel();
+            }
+            signal
+        });
+        let copied = copy(&stopped, &progress);
+        if matches!(&copied, Err(broken) if !broken.by_stream) {
+            // A stream that just ends is no reason for the other side to give up.
+            let _ = remote_control.cancel();
+        }
+        let remarks = remarks.join().unwrap_or_default();
+        drop(stopper);
+        (copied, remarks, signal.join().unwrap_or_default())
+    });
+    progress.end();
+    drop(progress);
+    if let Some(signal) = signal {
+        let told = Error::new(words.stopped);
+        return Err(told.with_code(128 + signal as i32));
+    }
+    judge(copied, &remarks, process.wait())
+}
+
+pub(super) fn no_stream() -> Error {
     Error::new("the agent has no stream; try again")
 }
 
@@ -303,10 +324,10 @@ fn asked_to_end(signals: &Signals, stop: &io::PipeReader) -> Option<Signal> {
 }
 
 /// Why this side did not finish.
-struct Broken {
-    why: Error,
+pub(super) struct Broken {
+    pub why: Error,
     /// It was the stream: then the other side may know better why.
-    by_stream: bool,
+    pub by_stream: bool,
 }
 
 impl From<fief_archive::Error> for Broken {
@@ -391,7 +412,7 @@ fn remark(line: String) {
 }
 
 /// A stream that tells how far it is, and ends when this process is asked to.
-struct Counted<'a, S> {
+pub(super) struct Counted<'a, S> {
     inner: S,
     done: u64,
     stopped: &'a AtomicBool,
@@ -399,7 +420,7 @@ struct Counted<'a, S> {
 }
 
 impl<'a, S> Counted<'a, S> {
-    fn new(inner: S, stopped: &'a AtomicBool, progress: &'a Shown) -> Self {
+    pub fn new(inner: S, stopped: &'a AtomicBool, progress: &'a Shown) -> Self {
         Self {
             inner,
             done: 0,

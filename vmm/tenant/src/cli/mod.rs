@@ -15,6 +15,7 @@ mod grant;
 mod host;
 mod images;
 mod inspect;
+mod isolation;
 mod logs;
 mod network;
 mod policy;

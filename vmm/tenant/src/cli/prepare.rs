@@ -199,6 +199,7 @@ pub fn files(
             image: root.path,
             image_format: root.format.name().to_owned(),
             runtime: spec.runtime.clone(),
+            shows_image: false,
         })),
     }
 }

@@ -145,6 +145,7 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         files,
         attached: !args.detach,
         command: command.clone().filter(|_| args.detach),
+        quiet: None,
     };
     progress.step("starting the tenant");
     let started = start::start_new(locked, &order)?;

@@ -7,12 +7,13 @@ use fief_api::{PartialDrive, PartialNetworkInterface};
 
 use super::environment::{self, Variable};
 use super::policy::PolicyArgs;
-use super::{Context, Error, Result, exec, prepare, remote, ssh_key, start};
+use super::{Context, Error, Result, exec, isolation, prepare, remote, ssh_key, start};
+use crate::backend::container::runtime::portable;
 use crate::backend::vm;
 use crate::carry::Needs;
 use crate::cgroup::{Group, Settings};
 use crate::provide;
-use crate::spec::{Bytes, Net, Spec, SpecError, TenantName};
+use crate::spec::{Bytes, Isolation, Net, Spec, SpecError, TenantName};
 use crate::store::Tenant;
 use crate::terminal::{output, say};
 
@@ -23,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Variables, keys, policies, weights, rates and a larger disk take effect at once; processors and memory \
-    when the tenant starts the next time."
+    when the tenant starts the next time. --isolation moves a stopped tenant with its files: owners, modes, times, attributes, \
+    ACLs, capabilities, hard links and holes are kept; with device nodes or trusted.* attributes it is not moved."
 )]
 pub struct Args {
     /// Processors, from the next start on
@@ -35,6 +37,15 @@ pub struct Args {
     /// Largest size of the disk; it cannot shrink
     #[arg(long, value_name = "SIZE")]
     disk: Option<Bytes>,
+    /// Move it, stopped, with its files: into a virtual machine (vm), or a container
+    #[arg(long, value_enum)]
+    isolation: Option<Isolation>,
+    /// OCI runtime of a container, from the next start on: runc, crun, or the path of one
+    #[arg(long, value_name = "RUNTIME")]
+    runtime: Option<String>,
+    /// Run a container though this machine cannot enforce all of its limits
+    #[arg(long)]
+    allow_unenforced: bool,
     /// Set a variable for all of its commands; NAME= drops it, NAME alone passes this shell's value on
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<Variable>,
@@ -63,6 +74,9 @@ impl Args {
         self.cpus.is_none()
             && self.memory.is_none()
             && self.disk.is_none()
+            && self.isolation.is_none()
+            && self.runtime.is_none()
+            && !self.allow_unenforced
             && self.env.is_empty()
             && self.ssh_keys.is_empty()
             && self.remove_ssh_keys.is_empty()
@@ -75,6 +89,11 @@ impl Args {
         }
         spec.memory = self.memory.unwrap_or(spec.memory);
         spec.disk = self.disk.unwrap_or(spec.disk);
+        spec.isolation = self.isolation.unwrap_or(spec.isolation);
+        if let Some(runtime) = &self.runtime {
+            spec.runtime = Some(portable(runtime)?);
+        }
+        spec.allow_unenforced |= self.allow_unenforced;
         spec.env = environment::over(&spec.env, environment::resolve(&self.env));
         if !self.env.is_empty() {
             spec.env.retain(|(_, value)| !value.is_empty());
@@ -87,6 +106,20 @@ impl Args {
         self.policy.apply(spec);
         Ok(())
     }
+
+    /// The same, checked.
+    fn change(&self, spec: &mut Spec) -> Result<()> {
+        let had = spec.disk;
+        self.apply(spec)?;
+        spec.check(prepare::total_memory()?)?;
+        if spec.disk < had {
+            return Err(Error::new(format!(
+                "--disk {} is less than the {had} it has, and a disk cannot shrink; give at least that",
+                spec.disk
+            )));
+        }
+        Ok(())
+    }
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
@@ -97,18 +130,16 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     }
     let store = context.store()?;
     let tenant = store.tenant(&args.name)?;
+    let has = tenant.spec()?.isolation;
+    if args.isolation.is_some_and(|wanted| wanted != has) {
+        isolation::change(context, &store, &args.name, &|spec| args.change(spec))?;
+        output(&format!("{}\n", args.name))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut before = None;
     let after = tenant.change_spec(|spec| -> Result<()> {
         before = Some(spec.clone());
-        args.apply(spec)?;
-        spec.check(prepare::total_memory()?)?;
-        let had = before.as_ref().map_or(spec.disk, |before| before.disk);
-        if spec.disk < had {
-            return Err(Error::new(format!(
-                "--disk {} is less than the {had} it has, and a disk cannot shrink; give at least that",
-                spec.disk
-            )));
-        }
+        args.change(spec)?;
         if args.disk.is_some() {
             // Last, as it cannot be taken back.
             fief_images::disk::grow(&tenant.disk(spec.isolation), spec.disk.0)?;
@@ -249,6 +280,9 @@ mod tests {
             "--cpus 2",
             "--memory 1G",
             "--disk 20G",
+            "--isolation container",
+            "--runtime crun",
+            "--allow-unenforced",
             "-e A=b",
             "--no-autostart",
         ] {

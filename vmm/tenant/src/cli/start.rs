@@ -13,7 +13,7 @@ use crate::store::{Exit, Locked, Status, StoppedBy, Store, Tenant};
 use crate::terminal::{Signals, output, say};
 
 /// This binary, also when the file it came from was replaced since.
-const SELF: &str = "/proc/self/exe";
+pub const SELF: &str = "/proc/self/exe";
 
 /// Flags of `fief start`.
 #[derive(Debug, clap::Args)]
@@ -78,6 +78,7 @@ impl<'a> Starter<'a> {
             files,
             attached: false,
             command: None,
+            quiet: None,
         };
         self.progress.step("starting the tenant");
         let (tenant, attached) = crate::shim::start(Path::new(SELF), locked, &order)

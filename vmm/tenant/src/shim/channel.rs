@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Files;
-use crate::spec::TenantName;
+use crate::spec::{Spec, TenantName};
 use crate::store::Exit;
 
 /// A line is small; whoever sends a larger one is none of ours.
@@ -26,6 +26,16 @@ pub struct Order {
     /// Run this once the agent answers, and end the tenant when it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<ExecRequest>,
+    /// In place of the tenant's own spec, if it runs for its files alone: see [`Spec::quiet`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet: Option<Box<Spec>>,
+}
+
+impl Order {
+    /// What this start is of a tenant with that spec.
+    pub fn of(&self, spec: Spec) -> Spec {
+        self.quiet.as_deref().cloned().unwrap_or(spec)
+    }
 }
 
 /// What the shim reports.

@@ -182,7 +182,7 @@ impl Life<'_> {
             };
             exit.restarts = self.restarts;
             let stopped = asked || !matches!(self.locked.tenant.stopped_by(), Ok(None));
-            let policy = self.locked.tenant.spec()?.restart;
+            let policy = self.order.of(self.locked.tenant.spec()?).restart;
             if stopped {
                 return Ok(exit);
             } else if exit.reason == Reason::Reboot {
@@ -219,7 +219,7 @@ impl Life<'_> {
     /// One run. `begun` becomes true when the machine runs.
     fn run(&mut self, channel: &mut Channel, begun: &mut bool) -> Result<Ended, ShimError> {
         let locked = self.locked;
-        let spec = locked.tenant.spec()?;
+        let spec = self.order.of(locked.tenant.spec()?);
         let mut state = self.state(Phase::Starting);
         locked.begin_run(&state)?;
         // Before this process enters the tenant's cgroup.
@@ -262,7 +262,9 @@ impl Life<'_> {
             // A starter that is gone already is noticed by the watch, if it matters.
             let _ = channel.send(&Report::Running { unlimited });
         }
-        provide::give_beside(&locked.tenant);
+        if self.order.quiet.is_none() {
+            provide::give_beside(&locked.tenant);
+        }
         let ended = watch::watch(
             Watched {
                 locked,

@@ -66,6 +66,7 @@ pub fn watch(
         state,
         ended: None,
         asked_to_end: false,
+        quiet: order.quiet.is_some(),
         deadline: None,
     };
     let command = match &order.command {
@@ -136,6 +137,8 @@ struct Watch<'a> {
     state: State,
     ended: Option<(Reason, Option<String>)>,
     asked_to_end: bool,
+    /// It runs for its files alone.
+    quiet: bool,
     /// When patience is over.
     deadline: Option<Instant>,
 }
@@ -150,7 +153,7 @@ impl Watch<'_> {
 
     /// The `fief` whose tenant this is was killed.
     fn abandoned(&mut self, spec: &Spec) {
-        if spec.remove || self.backend.press_power_button().is_err() {
+        if spec.remove || self.quiet || self.backend.press_power_button().is_err() {
             self.kill();
         } else {
             self.deadline.get_or_insert(Instant::now() + GRACE);
@@ -164,7 +167,9 @@ impl Watch<'_> {
                     self.state.reboots += 1;
                     // Worth knowing, not worth ending the tenant for.
                     let _ = self.locked.write_state(&self.state);
-                    crate::provide::give_beside(&self.locked.tenant);
+                    if !self.quiet {
+                        crate::provide::give_beside(&self.locked.tenant);
+                    }
                 }
                 Some(Event::Ended(reason, detail)) => self.ended = Some((reason, detail)),
                 None => {}

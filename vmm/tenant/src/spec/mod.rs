@@ -288,6 +288,25 @@ impl Spec {
         Ok(())
     }
 
+    /// The same tenant when it is started for its files alone: nothing of its own runs in it, and nobody gives it anything.
+    pub fn quiet(self) -> Self {
+        Self {
+            init: Init::Agent,
+            user: None,
+            ssh_keys: Vec::new(),
+            keyless_account: false,
+            disks: Vec::new(),
+            gpus: Vec::new(),
+            net: Net::None,
+            publish: Vec::new(),
+            dns: Vec::new(),
+            env: Vec::new(),
+            restart: RestartPolicy::No,
+            remove: false,
+            ..self
+        }
+    }
+
     /// Whether the tenant has the account that is named as it.
     pub fn has_account(&self) -> bool {
         !self.ssh_keys.is_empty() || self.keyless_account

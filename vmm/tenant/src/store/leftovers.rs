@@ -155,6 +155,10 @@ impl Store {
     pub(super) fn clean(&self, locked: &Locked) -> Result<(), StoreError> {
         let tenant = &locked.tenant;
         end_orphan(tenant)?;
+        // A spec that cannot be read is kept, with all that is there, for a person to look at.
+        if tenant.spec().is_ok() {
+            locked.end_move()?;
+        }
         let left = tenant.state();
         if matches!(left, Ok(None))
             && !tenant.run_directory().exists()
@@ -176,6 +180,7 @@ fn needs_look(tenant: &Tenant) -> bool {
     !matches!(tenant.state(), Ok(None))
         || tenant.run_directory().exists()
         || tenant.monitor_lock().exists()
+        || tenant.moving().exists()
         || tenant.spec().is_ok_and(|spec| spec.remove)
 }
 

@@ -10,6 +10,7 @@
 //!                change.lock    held by who changes the spec
 //!                disk.ext4      its disk, of a virtual machine (a container's: layer.ext4)
 //!                ids.json       the user ids that a container's stand for
+//!                moving/        what differs from its image, while it moves to the other isolation
 //!                console.log    what its serial console printed (older part: console.log.1)
 //!                monitor.log    what its monitor had to say
 //!                monitor.lock   held by the monitor itself

@@ -66,6 +66,11 @@ impl Tenant {
         self.directory.join(format!("disk-{name}.img"))
     }
 
+    /// What it takes to move it to the other isolation, while that goes on.
+    pub fn moving(&self) -> PathBuf {
+        self.directory.join("moving")
+    }
+
     /// What the serial console printed, newest part.
     pub fn console(&self) -> PathBuf {
         self.directory.join("console.log")
@@ -267,6 +272,44 @@ impl Locked {
         self.write_state(state)?;
         remove(&self.tenant.run_directory())?;
         remove(&self.tenant.monitor_lock())
+    }
+
+    /// Begins to move the tenant: until [`Locked::end_move`], the disk of the isolation that its spec does not name is only
+    /// being made.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn begin_move(&self) -> Result<(), FileError> {
+        let moving = self.tenant.moving();
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&moving)
+            .map_err(failed("make", &moving))
+    }
+
+    /// Ends a move, wherever it was: the tenant has the disk of the isolation that its spec names, and no other.
+    ///
+    /// # Errors
+    /// No permission, or the spec cannot be read.
+    pub fn end_move(&self) -> Result<(), StoreError> {
+        let moving = self.tenant.moving();
+        if moving.exists() {
+            let other = match self.tenant.spec()?.isolation {
+                Isolation::Vm => Isolation::Container,
+                Isolation::Container => Isolation::Vm,
+            };
+            remove(&self.tenant.disk(other))?;
+            remove(&moving)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down again how the last run ended, after runs that were for its files alone.
+    ///
+    /// # Errors
+    /// No space, or no permission.
+    pub fn restore_exit(&self, exit: &Exit) -> Result<(), FileError> {
+        write_json(&self.tenant.exit_file(), exit)
     }
 
     /// Makes ready for a new run: no trace of the last one but its logs.

@@ -26,6 +26,8 @@ use crate::spec::Bytes;
 const OCI_VERSION: &str = "1.0.2";
 /// Where the agent is in a container.
 pub const AGENT: &str = "/run/fief/agent";
+/// Where it finds the image, if that is to be seen.
+const IMAGE: &str = "/run/fief/image";
 /// The agent's socket, and the pipe by which it is told to go on: the first descriptors after the standard ones, passed on with
 /// `--preserve-fds 2`.
 pub const PRESERVED_FDS: u32 = 2;
@@ -46,6 +48,8 @@ pub struct Description<'a> {
     pub root: &'a Path,
     /// The agent's binary on the host.
     pub agent: &'a Path,
+    /// The image alone, if it is to be seen, with every id mapped.
+    pub image: Option<&'a Path>,
     /// Settings for the agent: `fief.hostname=alice`, ….
     pub words: Vec<String>,
     pub hostname: &'a str,
@@ -434,6 +438,14 @@ fn mounts(description: &Description<'_>) -> Result<Vec<Mount>, OciSpecError> {
         )?,
         agent,
     ];
+    if let Some(image) = description.image {
+        let image = MountBuilder::default()
+            .destination(IMAGE)
+            .typ("bind")
+            .source(image)
+            .options(words(&["bind", "ro", "nosuid", "nodev"]));
+        mounts.push(image.build()?);
+    }
     for (node, source) in description.devices.nodes.iter().zip(description.nodes) {
         let node = MountBuilder::default()
             .destination(&node.path)
@@ -490,6 +502,7 @@ mod tests {
         Description {
             root: Path::new("/var/lib/fief/alice/root"),
             agent: Path::new("/usr/bin/fief-agent"),
+            image: None,
             words: vec!["fief.hostname=alice".to_owned()],
             hostname: "alice",
             ids: IdRange {
@@ -516,6 +529,20 @@ mod tests {
         let mounts = spec["mounts"].as_array().unwrap();
         let found = mounts.iter().find(|mount| mount["destination"] == at);
         found.unwrap()["options"].to_string()
+    }
+
+    #[test]
+    fn the_image_is_seen_only_if_that_is_asked_for() {
+        let all = |image| {
+            let description = Description {
+                image,
+                ..description(None)
+            };
+            serde_json::to_value(spec(&description).unwrap()).unwrap()
+        };
+        assert!(!all(None).to_string().contains(IMAGE));
+        let seen = mounted(&all(Some(Path::new("/mnt/image"))), IMAGE);
+        assert!(seen.contains("\"ro\"") && seen.contains("nodev"), "{seen}");
     }
 
     #[test]

@@ -239,9 +239,11 @@ impl Container {
         devices: &Devices,
         nodes: &[PathBuf],
     ) -> Result<()> {
+        let image = root::image(root);
         let bundle = bundle::spec(&Description {
             root,
             agent: &self.files.agent,
+            image: self.files.shows_image.then_some(image.as_path()),
             words: agent_words(&self.spec, self.network.as_ref()),
             hostname: &self.spec.hostname,
             ids,

@@ -32,6 +32,8 @@ use crate::process::elsewhere;
 /// Every system has these directories (Filesystem Hierarchy Standard, 3.11, 3.12, 3.17), and everybody may look into them: the
 /// runtime's second half runs with the tenant's ids, which may not pass the state directory.
 const PLACES: [&str; 3] = ["/mnt", "/media", "/srv"];
+/// Beside the root.
+const IMAGE: &str = "image";
 /// How long the mounts of a run before may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL_MS: u8 = 10;
@@ -117,7 +119,7 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     own_mounts().map_err(failed("make a mount namespace"))?;
     let place = layers.place;
     cover(place)?;
-    let [lower, disk, root] = ["image", "disk", "root"].map(|name| place.join(name));
+    let [lower, disk, root] = [IMAGE, "disk", "root"].map(|name| place.join(name));
     for path in [&lower, &disk, &root] {
         std::fs::create_dir(path).map_err(failed(format!("make {}", path.display())))?;
     }
@@ -129,6 +131,11 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
     Ok(root)
+}
+
+/// Where the image is that [`mount_all`]'s root was laid over.
+pub fn image(root: &Path) -> PathBuf {
+    root.with_file_name(IMAGE)
 }
 
 /// Makes device nodes that belong to the tenant beside its root, for the runtime to bind: the host's own are its root's. In

@@ -319,6 +319,7 @@ fn write_bundle(
     let mut spec = bundle::spec(&Description {
         root,
         agent,
+        image: None,
         words: Vec::new(),
         hostname: "trial",
         ids: NOBODYS,
