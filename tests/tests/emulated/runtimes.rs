@@ -160,3 +160,20 @@ fn what_the_kernel_counts_by_user_is_counted_for_each_tenant_alone() {
     assert!(others >= 100, "{others}");
     in_host("perl -e 'exit(syscall(294, 0) < 0)'").ok();
 }
+
+#[test]
+fn what_the_caller_has_set_for_herself_is_not_set_for_her_containers() {
+    for runtime in ["crun", "runc"] {
+        // runc would wait for a word of the container to its service manager.
+        let run = "NOTIFY_SOCKET=/run/nobody LISTEN_FDS=3 fief --host native run --rm --isolation container";
+        in_host(&format!(
+            "{run} --image busybox --net none --runtime {runtime} -- true"
+        ))
+        .ok();
+    }
+    let tenant = Tenant::create("rt-caller", CONTAINER);
+    in_host("bash -c 'ulimit -u 200; fief --host native start rt-caller'").ok();
+    tenant
+        .sh("i=0; while [ $i -lt 400 ]; do sleep 3000 & i=$((i+1)); done")
+        .ok();
+}

@@ -18,11 +18,13 @@ use crate::spec::Gpu;
 const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 /// Largest file that is read, in bytes: NVIDIA's of a large machine have some 50 KiB.
 const LARGEST: u64 = 1 << 20;
-/// Places in a container that are the runtime's and the agent's.
+/// Places in a container that are the runtime's and the agent's, and what is below them.
 const OWN: [&str; 3] = ["/proc", "/sys", "/run/fief"];
+/// Places that may get something below them only.
+const FILLED: [&str; 5] = ["/run", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"];
 /// What a mount may ask for (mount(8)); the rest is fief's to say.
-const MOUNT_OPTIONS: [&str; 10] = [
-    "ro", "rw", "bind", "rbind", "private", "rprivate", "nosuid", "nodev", "noexec", "exec",
+const MOUNT_OPTIONS: [&str; 9] = [
+    "ro", "rw", "bind", "private", "rprivate", "nosuid", "nodev", "noexec", "exec",
 ];
 
 /// What a container is given.
@@ -130,7 +132,9 @@ struct Edits {
     device_nodes: Vec<DeviceNode>,
     mounts: Vec<Mounted>,
     hooks: Vec<Hook>,
-    additional_gids: Vec<u32>,
+    /// Groups that may use the host's nodes: the tenant's are its own, and its root's.
+    #[serde(rename = "additionalGids")]
+    _additional_gids: Vec<u32>,
     intel_rdt: Option<IgnoredAny>,
     net_devices: Vec<IgnoredAny>,
 }
@@ -337,7 +341,6 @@ impl Of<'_> {
             });
         }
         let others = [
-            (!edits.additional_gids.is_empty(), "groups (additionalGids)"),
             (edits.intel_rdt.is_some(), "a share of caches (intelRdt)"),
             (!edits.net_devices.is_empty(), "network interfaces"),
         ];
@@ -434,7 +437,9 @@ impl Of<'_> {
         let plain = parts.next() == Some(Component::RootDir)
             && parts.clone().next().is_some()
             && parts.all(|part| matches!(part, Component::Normal(_)));
-        if !plain || path.contains('\0') || OWN.iter().any(|own| place.starts_with(own)) {
+        let is_own = OWN.iter().any(|own| place.starts_with(own))
+            || FILLED.iter().any(|filled| place == Path::new(filled));
+        if !plain || is_own || path.contains('\0') {
             return Err(self.unsupported(format!("something at {path:?}")));
         }
         Ok(())

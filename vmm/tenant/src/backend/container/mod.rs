@@ -380,10 +380,25 @@ fn finish(
 ) -> io::Result<Finished> {
     let deadline = Instant::now() + patience;
     let mut made = command.spawn()?;
+    let finished = wait_for(&mut made, deadline, give_up);
+    if !matches!(finished, Ok(Finished::With(_))) {
+        // Also where it cannot be waited for.
+        made.kill()?;
+        made.wait()?;
+    }
+    finished
+}
+
+/// Waits for a child, which is killed by the caller if it has not ended.
+fn wait_for(
+    made: &mut std::process::Child,
+    deadline: Instant,
+    give_up: Option<BorrowedFd<'_>>,
+) -> io::Result<Finished> {
     let process = Process::open(made.id().cast_signed());
-    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let gone = || io::Error::other("no descriptor for a process is to be had");
     let process = process.ok_or_else(gone)?;
-    let given_up = loop {
+    loop {
         let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
         fds.extend(give_up.map(|give_up| PollFd::new(give_up, PollFlags::POLLIN)));
         let left = deadline.saturating_duration_since(Instant::now());
@@ -399,15 +414,12 @@ fn finish(
         if happened(&fds[0]) {
             return Ok(Finished::With(made.wait()?));
         }
-        break fds.get(1).is_some_and(happened);
-    };
-    made.kill()?;
-    made.wait()?;
-    Ok(if given_up {
-        Finished::GivenUp
-    } else {
-        Finished::TooLate
-    })
+        return Ok(if fds.get(1).is_some_and(happened) {
+            Finished::GivenUp
+        } else {
+            Finished::TooLate
+        });
+    }
 }
 
 /// Asks the container of a running tenant to shut down, without its agent: by systemd's signal for power-off (systemd(1),

@@ -48,6 +48,7 @@ impl Namespaces {
         // to libc, so these are made without it.
         match unsafe { fork() }? {
             ForkResult::Child => {
+                raise_limits();
                 let made = become_owner(ids.first)
                     .and_then(|()| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET));
                 // It has this process's descriptors, the tenant's lock among them, and must not outlive it. (Other ids put an
@@ -57,7 +58,8 @@ impl Namespaces {
                     // SAFETY: ends this process.
                     unsafe { libc::_exit(1) };
                 }
-                let _ = nix::unistd::write(&tell, &[u8::from(made.is_ok())]);
+                let errno = made.map_or_else(|errno| errno as i32, |()| 0);
+                let _ = nix::unistd::write(&tell, &errno.to_ne_bytes());
                 loop {
                     pause();
                 }
@@ -110,6 +112,23 @@ impl Namespaces {
     }
 }
 
+/// A user namespace takes its maker's limits of processes and locked memory for those of all that is in it
+/// (Linux, kernel/user_namespace.c, create_user_ns), and these are the cgroup's to set. Without CAP_SYS_RESOURCE they stay.
+fn raise_limits() {
+    let none = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    for limit in [
+        libc::RLIMIT_NPROC,
+        libc::RLIMIT_MEMLOCK,
+        libc::RLIMIT_SIGPENDING,
+    ] {
+        // SAFETY: `none` lives through the call.
+        unsafe { libc::setrlimit(limit, &raw const none) };
+    }
+}
+
 /// Changes this process's ids, without what it may do.
 fn become_owner(id: u32) -> nix::Result<()> {
     // SAFETY: these take numbers only. Not by libc, which would change the ids of threads that a child does not have.
@@ -128,11 +147,25 @@ fn become_owner(id: u32) -> nix::Result<()> {
 }
 
 fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<Namespaces> {
-    let mut made = [0];
-    if nix::unistd::read(&ready, &mut made)? != 1 || made != [1] {
-        return Err(io::Error::other(
-            "this kernel makes no user and network namespaces here (user.max_user_namespaces?)",
-        ));
+    let mut errno = [0; 4];
+    if nix::unistd::read(&ready, &mut errno)? != errno.len() {
+        return Err(io::Error::other("the process that makes them was ended"));
+    }
+    match Errno::from_raw(i32::from_ne_bytes(errno)) {
+        Errno::UnknownErrno => {}
+        // setresuid(2): as root of a container, for instance.
+        Errno::EINVAL => {
+            let first = ids.first;
+            return Err(io::Error::other(format!(
+                "this machine has no id {first}; choose others with \"first_id\" in the state directory's containers.json"
+            )));
+        }
+        Errno::ENOSPC => {
+            return Err(io::Error::other(
+                "there are too many; raise user.max_user_namespaces or user.max_net_namespaces (sysctl)",
+            ));
+        }
+        errno => return Err(errno.into()),
     }
     let process = PathBuf::from("/proc").join(child.to_string());
     for file in ["uid_map", "gid_map"] {
@@ -142,4 +175,29 @@ fn ready_map(ready: impl AsFd, child: Pid, ids: IdRange) -> io::Result<Namespace
         user: File::open(process.join("ns/user"))?,
         network: File::open(process.join("ns/net"))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Linux, include/uapi/linux/nsfs.h: NS_GET_OWNER_UID.
+    nix::ioctl_read_bad!(owner, 0xb704, libc::uid_t);
+
+    #[test]
+    fn a_user_namespace_belongs_to_the_tenants_first_id() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let ids = IdRange {
+            first: 1_900_000_000,
+            count: 65_536,
+        };
+        let made = Namespaces::new(ids).unwrap();
+        let mut uid = 0;
+        // SAFETY: the descriptor is open, `uid` lives through the call.
+        unsafe { owner(made.user.as_raw_fd(), &raw mut uid) }.unwrap();
+        assert_eq!(uid, ids.first);
+        assert!(made.paths().iter().all(|path| path.exists()));
+    }
 }

@@ -153,6 +153,16 @@ impl Runtime {
     /// containers; to `log` it adds what goes wrong, for [`reason`].
     pub fn command(&self, state: &Path, log: &Path) -> Command {
         let mut command = Command::new(&self.path);
+        // Those are for whoever started fief (sd_notify(3), sd_listen_fds(3)). A runtime would take them for its container's:
+        // wait for a message of readiness, or pass descriptors on.
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+        ] {
+            command.env_remove(name);
+        }
         command.arg("--root").arg(state);
         command.arg("--log").arg(log);
         command.args(["--log-format", "json"]);
@@ -511,6 +521,12 @@ mod tests {
                 .map(|word| word.to_str().unwrap().to_owned());
             words.collect::<Vec<_>>().join(" ")
         };
+        let of_fiefs = |runtime: &Runtime| {
+            let command = runtime.command(Path::new("/s"), Path::new("/l"));
+            let mut changed = command.get_envs();
+            changed.any(|(name, value)| name == "NOTIFY_SOCKET" && value.is_none())
+        };
+        assert!(of_fiefs(&script(directory.path(), "runc", "")));
         let common = "--root /s --log /l --log-format json";
         assert_eq!(words("runc"), common);
         assert_eq!(words("crun"), format!("{common} --cgroup-manager cgroupfs"));

@@ -61,6 +61,7 @@ devices:
       fileMode: 438
       permissions: rw
       gid: 44
+    additionalGids: [44]
 - name: "1"
   containerEdits:
     deviceNodes:
@@ -142,7 +143,14 @@ fn hooks_and_what_a_container_cannot_have_are_refused_by_name() {
     );
     assert!(hook.contains("/usr/bin/nvidia-cdi-hook") && hook.contains("--disable-hooks"));
     for (edits, word) in [
-        (r#"{"additionalGids": [44]}"#, "groups"),
+        (
+            r#"{"mounts": [{"hostPath": "/proc", "containerPath": "/run"}]}"#,
+            "/run",
+        ),
+        (
+            r#"{"mounts": [{"hostPath": "/proc", "containerPath": "/x", "options": ["rbind"]}]}"#,
+            "rbind",
+        ),
         (r#"{"intelRdt": {}}"#, "caches"),
         (
             r#"{"netDevices": [{"hostInterfaceName": "eth0", "name": "eth0"}]}"#,
