@@ -110,12 +110,12 @@ mod tests {
         let channel = Channel::new(ours);
         let pause = |length| wait(&signals, Some(&channel), length).unwrap();
         assert!(!pause(Duration::from_millis(1)));
-        Channel::new(theirs.try_clone().unwrap())
-            .send(&Request::Kill)
-            .unwrap();
+        let asks = Channel::new(theirs.try_clone().unwrap());
+        asks.send(&Request::Kill).unwrap();
+        asks.send(&Request::Kill).unwrap();
         // Far longer than a test may take.
         assert!(pause(Duration::from_secs(3600)));
-        drop(theirs);
+        drop((asks, theirs));
         assert!(pause(Duration::from_secs(3600)));
     }
 }

@@ -381,10 +381,11 @@ pub fn heard(channel: &Channel) -> Heard {
     match stream.read(&mut buffer) {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Heard::Nothing,
         Ok(0) | Err(_) => Heard::End,
-        Ok(count) => match serde_json::from_slice(buffer[..count].trim_ascii()) {
-            Ok(request) => Heard::Request(request),
-            Err(_) => Heard::Nothing,
-        },
+        // Several may have come while nobody listened; one is enough.
+        Ok(count) => buffer[..count]
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| serde_json::from_slice(line).ok())
+            .map_or(Heard::Nothing, Heard::Request),
     }
 }
 

@@ -296,10 +296,19 @@ impl Container {
                 let said = runtime::text(&File::from(messages));
                 runtime::ending(status, log.ok().as_deref(), &said)
             }
-            Finished::TooLate => format!(
-                "it did not end within {} seconds; a file of the tenant that it reads may have no end (is /etc/passwd a FIFO?)",
-                PATIENCE.as_secs()
-            ),
+            Finished::TooLate => {
+                let said = runtime::text(&File::from(messages));
+                let said = said
+                    .lines()
+                    .last()
+                    .map(|line| format!(" (its last words: {line})"));
+                format!(
+                    "it did not end within {} seconds{}; a file of the tenant that it reads may have no end (is /etc/passwd a \
+                     FIFO?)",
+                    PATIENCE.as_secs(),
+                    said.unwrap_or_default()
+                )
+            }
             Finished::GivenUp => return Err(ContainerError::GivenUp),
         };
         Err(ContainerError::Refused {

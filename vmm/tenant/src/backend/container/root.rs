@@ -56,6 +56,8 @@ pub enum RootError {
         "a container's root needs one of the directories {} that holds neither fief, its runtime nor the state directory", PLACES.join(", ")
     )]
     NoPlace,
+    #[error("it was told to stop before its disk could be mounted")]
+    GivenUp,
     #[error(
         "the disk {} is still mounted by a run of this tenant that has not ended; try again when it has", .0.display()
     )]
@@ -210,7 +212,10 @@ fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<OwnedFd, RootError
     while is_in_use(&file).map_err(failed("look at the loop devices"))? {
         // In a moment, or at once if nobody wants it any more.
         let given_up = poll(&mut [PollFd::new(give_up, PollFlags::POLLIN)], POLL_MS);
-        if given_up.is_ok_and(|count| count > 0) || Instant::now() >= deadline {
+        if given_up.is_ok_and(|count| count > 0) {
+            return Err(RootError::GivenUp);
+        }
+        if Instant::now() >= deadline {
             return Err(RootError::InUse(path.to_owned()));
         }
     }
