@@ -17,7 +17,7 @@ const DRIVE: &str = "image";
 /// Writes what differs to stdout.
 pub fn diff() -> Result<(), String> {
     if !Path::new(IMAGE).exists() {
-        boot::show_image(DRIVE, IMAGE)?;
+        boot::mount_drive(DRIVE, IMAGE)?;
     }
     let root = Bare::root()?;
     let out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());

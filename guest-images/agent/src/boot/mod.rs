@@ -25,7 +25,7 @@ pub use modules::{
     later as later_modules, load as load_modules, take_network_driver,
 };
 pub use mounts::{mount_kernel_file_systems, prepare_without_init};
-pub use root::{Root, find_drive, show_image};
+pub use root::{Root, find_drive, mount_drive};
 
 use crate::log;
 use crate::settings::{Place, Settings};

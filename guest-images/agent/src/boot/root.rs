@@ -111,11 +111,11 @@ impl Root {
     }
 }
 
-/// Mounts the drive with the image, which the root is laid over, where it can be seen.
+/// Mounts a drive, read-only, by what its superblock says.
 ///
 /// # Errors
 /// One line that says what is missing.
-pub fn show_image(id: &str, target: &str) -> Result<(), String> {
+pub fn mount_drive(id: &str, target: &str) -> Result<(), String> {
     let device = find_drive(id)?;
     let kind = file_system(&device)?;
     mount_new(
@@ -129,8 +129,6 @@ pub fn show_image(id: &str, target: &str) -> Result<(), String> {
 
 /// Mounts the drive that holds the kernel's modules where modprobe looks for them.
 fn mount_modules(id: &str) -> Result<(), String> {
-    let device = find_drive(id)?;
-    let kind = file_system(&device)?;
     // `/lib` may be a link inside the image: its target is resolved against the image, not against the initramfs.
     let merged = Path::new(MERGED);
     let directory = if merged.join("usr/lib").is_dir() {
@@ -138,14 +136,7 @@ fn mount_modules(id: &str) -> Result<(), String> {
     } else {
         merged.join("lib/modules")
     };
-    let target = directory.to_string_lossy();
-    mount_new(
-        &device.to_string_lossy(),
-        &target,
-        kind,
-        MsFlags::MS_RDONLY,
-        "",
-    )
+    mount_drive(id, &directory.to_string_lossy())
 }
 
 /// The block device whose serial number is `id`; waits for it.
