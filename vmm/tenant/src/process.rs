@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{self, Command, ExitStatus};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid};
 
@@ -152,6 +153,69 @@ impl Child {
     }
 }
 
+/// How a command came to an end.
+#[derive(Debug)]
+pub enum Finished {
+    With(ExitStatus),
+    /// It was killed, as it took longer than it may.
+    TooLate,
+    /// It was killed, as nobody wants its result any more.
+    GivenUp,
+}
+
+/// Runs a command to its end, for at most `patience`, and until `give_up` is readable.
+///
+/// # Errors
+/// It cannot be started, or not be waited for; it has ended all the same.
+pub fn finish(
+    command: &mut Command,
+    patience: Duration,
+    give_up: Option<BorrowedFd<'_>>,
+) -> io::Result<Finished> {
+    let deadline = Instant::now() + patience;
+    let mut made = command.spawn()?;
+    let finished = wait_for(&mut made, deadline, give_up);
+    if !matches!(finished, Ok(Finished::With(_))) {
+        // Also where it cannot be waited for.
+        made.kill()?;
+        made.wait()?;
+    }
+    finished
+}
+
+/// Waits for a child, which is killed by the caller if it has not ended.
+fn wait_for(
+    made: &mut process::Child,
+    deadline: Instant,
+    give_up: Option<BorrowedFd<'_>>,
+) -> io::Result<Finished> {
+    let process = Process::open(made.id().cast_signed());
+    let gone = || io::Error::other("no descriptor for a process is to be had");
+    let process = process.ok_or_else(gone)?;
+    loop {
+        let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        fds.extend(give_up.map(|give_up| PollFd::new(give_up, PollFlags::POLLIN)));
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(
+            &mut fds,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+        let happened = |fd: &PollFd| fd.any().unwrap_or(true);
+        if happened(&fds[0]) {
+            return Ok(Finished::With(made.wait()?));
+        }
+        return Ok(if fds.get(1).is_some_and(happened) {
+            Finished::GivenUp
+        } else {
+            Finished::TooLate
+        });
+    }
+}
+
 /// Does `work` on a thread of its own: whatever namespace that changes to, this one stays.
 ///
 /// # Errors
@@ -196,7 +260,7 @@ fn start_ticks(pid: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     use super::*;
 
@@ -256,5 +320,28 @@ mod tests {
         child.wait().unwrap();
         process.signal(Signal::KILL).unwrap();
         assert!(Process::open_exactly(pid).is_none());
+    }
+
+    /// Far longer than a test may take.
+    const LONG: Duration = Duration::from_secs(86400);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_killed_and_waited_for() {
+        let ended = finish(&mut shell("exit 7"), LONG, None).unwrap();
+        assert!(matches!(ended, Finished::With(status) if status.code() == Some(7)));
+        let ended = finish(&mut shell("exec sleep 86400"), Duration::ZERO, None).unwrap();
+        assert!(matches!(ended, Finished::TooLate), "{ended:?}");
+        let (give_up, told) = nix::unistd::pipe().unwrap();
+        let wanted = finish(&mut shell("exit 0"), LONG, Some(give_up.as_fd())).unwrap();
+        assert!(matches!(wanted, Finished::With(status) if status.success()));
+        nix::unistd::write(&told, b"x").unwrap();
+        let ended = finish(&mut shell("exec sleep 86400"), LONG, Some(give_up.as_fd())).unwrap();
+        assert!(matches!(ended, Finished::GivenUp), "{ended:?}");
     }
 }

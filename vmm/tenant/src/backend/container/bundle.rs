@@ -372,12 +372,6 @@ fn shared_memory(memory: Bytes) -> String {
 }
 
 fn mounts(description: &Description<'_>) -> Result<Vec<Mount>, OciSpecError> {
-    let agent = MountBuilder::default()
-        .destination(AGENT)
-        .typ("bind")
-        .source(description.agent)
-        .options(words(&["bind", "ro", "nosuid", "nodev"]))
-        .build()?;
     let shared = shared_memory(description.memory);
     // Version 1 has no way to hand a part of a hierarchy over; in version 2 an init makes groups of its own below.
     let version = description.group.as_ref().map(|group| group.version);
@@ -436,33 +430,32 @@ fn mounts(description: &Description<'_>) -> Result<Vec<Mount>, OciSpecError> {
             "tmpfs",
             &["nosuid", "nodev", "mode=0755", &shared],
         )?,
-        agent,
+        bind(AGENT, description.agent, words(READ_ONLY_BIND))?,
     ];
     if let Some(image) = description.image {
-        let image = MountBuilder::default()
-            .destination(IMAGE)
-            .typ("bind")
-            .source(image)
-            .options(words(&["bind", "ro", "nosuid", "nodev"]));
-        mounts.push(image.build()?);
+        mounts.push(bind(IMAGE, image, words(READ_ONLY_BIND))?);
     }
     for (node, source) in description.devices.nodes.iter().zip(description.nodes) {
-        let node = MountBuilder::default()
-            .destination(&node.path)
-            .typ("bind")
-            .source(source)
-            .options(words(&["bind", "nosuid", "noexec"]));
-        mounts.push(node.build()?);
+        let options = words(&["bind", "nosuid", "noexec"]);
+        mounts.push(bind(&node.path, source, options)?);
     }
     for given in &description.devices.mounts {
-        let given = MountBuilder::default()
-            .destination(&given.destination)
-            .typ("bind")
-            .source(&given.source)
-            .options(given.options.clone());
-        mounts.push(given.build()?);
+        let options = given.options.clone();
+        mounts.push(bind(&given.destination, &given.source, options)?);
     }
     Ok(mounts)
+}
+
+const READ_ONLY_BIND: &[&str] = &["bind", "ro", "nosuid", "nodev"];
+
+/// A file or directory of the host; `options` say so.
+fn bind(destination: &str, source: &Path, options: Vec<String>) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .destination(destination)
+        .typ("bind")
+        .source(source)
+        .options(options)
+        .build()
 }
 
 fn mount(
@@ -578,8 +571,8 @@ mod tests {
             ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"]
         );
         // Those that fief makes; the others are the runtime's.
-        let paths: Vec<_> = linux["namespaces"].as_array().unwrap().iter().collect();
-        let paths: Vec<_> = paths.iter().map(|one| one["path"].as_str()).collect();
+        let all = linux["namespaces"].as_array().unwrap();
+        let paths: Vec<_> = all.iter().map(|one| one["path"].as_str()).collect();
         let (user, network) = (Some("/proc/1/fd/5"), Some("/proc/1/fd/6"));
         assert_eq!(paths, [user, None, None, network, None, None, None]);
         let mapping = serde_json::json!([{ "containerID": 0, "hostID": 300_000, "size": 65_536 }]);

@@ -20,11 +20,9 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::pipe2;
 use rustix::process::WaitOptions;
@@ -34,7 +32,7 @@ use super::{
 };
 use crate::cgroup::{CONTAINER_PROCESSES, Group, Version};
 use crate::network::{self, NetworkError, Record};
-use crate::process::{self, Child, Process};
+use crate::process::{self, Child, Finished, Process};
 use crate::spec::{Init, Spec};
 use crate::store::{Reason, Tenant};
 
@@ -286,7 +284,7 @@ impl Container {
         // What it has started may keep the other end open.
         fcntl(&messages, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|errno| starting()(errno.into()))?;
-        let ended = finish(command.stderr(into), PATIENCE, Some(self.give_up.as_fd()));
+        let ended = process::finish(command.stderr(into), PATIENCE, Some(self.give_up.as_fd()));
         // With its end of the pipe.
         drop(command);
         let why = match ended.map_err(starting())? {
@@ -363,71 +361,11 @@ impl Backend for Container {
         command.stderr(Stdio::null());
         let _ = elsewhere(|| {
             let _ = self.runtime.settle_thread();
-            finish(&mut command, LAST_MOMENT, None).map_err(starting())
+            process::finish(&mut command, LAST_MOMENT, None).map_err(starting())
         });
         self.group.end_container();
         // What the runtime had begun to make is this process's, as the nearest parent that has not ended.
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-    }
-}
-
-/// How a command came to an end.
-#[derive(Debug)]
-enum Finished {
-    With(ExitStatus),
-    /// It was killed, as it took longer than it may.
-    TooLate,
-    /// It was killed, as nobody wants its result any more.
-    GivenUp,
-}
-
-/// Runs a command to its end, for at most `patience`, and until `give_up` is readable.
-fn finish(
-    command: &mut Command,
-    patience: Duration,
-    give_up: Option<BorrowedFd<'_>>,
-) -> io::Result<Finished> {
-    let deadline = Instant::now() + patience;
-    let mut made = command.spawn()?;
-    let finished = wait_for(&mut made, deadline, give_up);
-    if !matches!(finished, Ok(Finished::With(_))) {
-        // Also where it cannot be waited for.
-        made.kill()?;
-        made.wait()?;
-    }
-    finished
-}
-
-/// Waits for a child, which is killed by the caller if it has not ended.
-fn wait_for(
-    made: &mut std::process::Child,
-    deadline: Instant,
-    give_up: Option<BorrowedFd<'_>>,
-) -> io::Result<Finished> {
-    let process = Process::open(made.id().cast_signed());
-    let gone = || io::Error::other("no descriptor for a process is to be had");
-    let process = process.ok_or_else(gone)?;
-    loop {
-        let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-        fds.extend(give_up.map(|give_up| PollFd::new(give_up, PollFlags::POLLIN)));
-        let left = deadline.saturating_duration_since(Instant::now());
-        match poll(
-            &mut fds,
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
-        ) {
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(_) => {}
-        }
-        let happened = |fd: &PollFd| fd.any().unwrap_or(true);
-        if happened(&fds[0]) {
-            return Ok(Finished::With(made.wait()?));
-        }
-        return Ok(if fds.get(1).is_some_and(happened) {
-            Finished::GivenUp
-        } else {
-            Finished::TooLate
-        });
     }
 }
 
@@ -481,30 +419,4 @@ fn settle(command: &mut Command, given: [RawFd; 2]) {
 /// Does `work` on a thread of its own, whose mount namespace it may change.
 fn elsewhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     process::elsewhere(work).map_err(cannot("cannot start a thread"))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn script(text: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", text]);
-        command
-    }
-
-    #[test]
-    fn a_command_that_does_not_end_is_killed_and_waited_for() {
-        let ended = finish(&mut script("exit 7"), PATIENCE, None).unwrap();
-        assert!(matches!(ended, Finished::With(status) if status.code() == Some(7)));
-        let ended = finish(&mut script("exec sleep 86400"), Duration::ZERO, None).unwrap();
-        assert!(matches!(ended, Finished::TooLate), "{ended:?}");
-        let (give_up, told) = nix::unistd::pipe().unwrap();
-        let wanted = finish(&mut script("exit 0"), PATIENCE, Some(give_up.as_fd())).unwrap();
-        assert!(matches!(wanted, Finished::With(status) if status.success()));
-        nix::unistd::write(&told, b"x").unwrap();
-        let long = Duration::from_secs(86400);
-        let ended = finish(&mut script("exec sleep 86400"), long, Some(give_up.as_fd())).unwrap();
-        assert!(matches!(ended, Finished::GivenUp), "{ended:?}");
-    }
 }

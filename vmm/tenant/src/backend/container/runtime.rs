@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use fief_host::doctor::find_program;
@@ -21,7 +21,7 @@ use super::ids::NOBODYS;
 use super::namespaces::Namespaces;
 use super::root::{self, RootError};
 use crate::cgroup::{Version, mounts};
-use crate::process::{Process, elsewhere};
+use crate::process::{self, Finished, elsewhere};
 use crate::spec::Bytes;
 
 /// The runtimes that are looked for, the one that starts a container sooner first (crun takes half of runc's time).
@@ -398,24 +398,14 @@ fn finish(command: &mut Command) -> Result<(ExitStatus, String, String), TrialEr
         file.try_clone()
             .map_err(failed("cannot use a descriptor twice"))
     };
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(clone(&output)?)
-        .stderr(clone(&words)?)
-        .spawn()
-        .map_err(failed("cannot start it"))?;
-    let status = wait(&mut child)?;
-    Ok((status, text(&output), text(&words)))
-}
-
-fn wait(child: &mut Child) -> Result<ExitStatus, TrialError> {
-    let process = Process::open(child.id().cast_signed());
-    if process.is_some_and(|process| !process.wait(PATIENCE)) {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(TrialError::TimedOut);
+        .stderr(clone(&words)?);
+    match process::finish(command, PATIENCE, None).map_err(failed("cannot run it"))? {
+        Finished::With(status) => Ok((status, text(&output), text(&words))),
+        Finished::TooLate | Finished::GivenUp => Err(TrialError::TimedOut),
     }
-    child.wait().map_err(failed("cannot wait for it"))
 }
 
 /// The beginning of a file, or what is in a pipe whose writers are gone.
