@@ -38,6 +38,8 @@ pub const HOST: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "erofs",
+    // ext4 takes it for its checksums if it is there first. Elsewhere udev loads it, as the processor has it.
+    "crc32c_intel",
     "ext4",
     "overlay",
     "virtio_console",
