@@ -86,7 +86,9 @@ Examples:
 
 `fief COMMAND --help` tells more about a command. `fief doctor` tells what this machine can do.";
 
+// What a command takes is described once it is asked for: all of them together are half of what a small command does.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Make a tenant and run a command in it
     Run(run::Args),
