@@ -8,6 +8,7 @@ mod log;
 mod start;
 mod watch;
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::backend::container::Container;
 use crate::backend::vm::Vm;
@@ -82,15 +84,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Leaves the terminal, the session and the directory of whoever started this process.
+/// Leaves the terminal, the session and the directory of whoever started this process. (Not by daemon(3), whose fork is one
+/// more process to make and to end: the starter does not wait for this one.)
 fn daemonise() -> io::Result<(OwnedFd, Channel)> {
     let lock = io::stdin().as_fd().try_clone_to_owned()?;
     let channel = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // Not a socket: somebody called it by hand.
     channel.peer_addr()?;
+    setsid()?;
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    // No other thread exists yet: the fork in it is safe.
-    nix::unistd::daemon(false, false)?;
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
     Ok((lock, Channel::new(channel)))
 }
 
@@ -244,15 +254,13 @@ impl Life<'_> {
         }
         let mut backend = self.backend(&spec, network)?;
         let mut spawned = backend.spawn()?;
+        // Not written down before it has booted: if this process dies meanwhile, the kernel ends its child.
         state.monitor = identify(spawned.child.id());
-        let booted = locked
-            .write_state(&state)
+        state.phase = Phase::Running;
+        let booted = backend
+            .boot(&mut spawned.child)
             .map_err(ShimError::from)
-            .and_then(|()| {
-                backend.boot(&mut spawned.child)?;
-                state.phase = Phase::Running;
-                Ok(locked.write_state(&state)?)
-            });
+            .and_then(|()| Ok(locked.write_state(&state)?));
         if let Err(error) = booted {
             let error = watch::give_up(locked, &spec, spawned, error);
             backend.clear();

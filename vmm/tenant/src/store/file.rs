@@ -43,6 +43,25 @@ pub fn failed<'a>(
 /// # Errors
 /// See [`FileError`].
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    replace(path, value, File::sync_all)?;
+    let written = File::open(directory).and_then(|directory| directory.sync_all());
+    written.map_err(failed("write", path))
+}
+
+/// The same for what says nothing any more after a power cut, and may be damaged then: it waits for no disk.
+///
+/// # Errors
+/// See [`FileError`].
+pub fn write_fleeting_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
+    replace(path, value, |_| Ok(()))
+}
+
+fn replace(
+    path: &Path,
+    value: &impl Serialize,
+    keep: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), FileError> {
     let text = serde_json::to_vec_pretty(value).map_err(|source| FileError::Damaged {
         path: path.to_owned(),
         source,
@@ -53,9 +72,8 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> 
             .prefix(".tmp-")
             .tempfile_in(directory)?;
         file.write_all(&text)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        File::open(directory)?.sync_all()
+        keep(file.as_file())?;
+        file.persist(path).map(drop).map_err(|error| error.error)
     };
     written().map_err(failed("write", path))
 }
@@ -69,7 +87,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed("open", path))?,
     };
-    let mut text = Vec::new();
+    // Most are read at once.
+    let mut text = Vec::with_capacity(2048);
     file.take(LARGEST)
         .read_to_end(&mut text)
         .map_err(failed("read", path))?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::file::{FileError, failed, read_json, remove, write_json};
+use super::file::{FileError, failed, read_json, remove, write_fleeting_json, write_json};
 use super::lock::Held;
 use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
@@ -249,10 +249,12 @@ impl Locked {
         self.tenant
     }
 
+    /// Nobody asks for it after a power cut: the lock is free then, and what is left is cleaned.
+    ///
     /// # Errors
     /// No space, or no permission.
     pub fn write_state(&self, state: &State) -> Result<(), FileError> {
-        write_json(&self.tenant.state_file(), state)
+        write_fleeting_json(&self.tenant.state_file(), state)
     }
 
     /// Somebody starts it: that it was stopped before does not count any more.
