@@ -206,6 +206,7 @@ impl Container {
             self.runtime
                 .settle_mounts()
                 .map_err(cannot("cannot make the cgroups ready for the runtime"))?;
+            self.runtime.protect();
             let nodes = root::device_nodes(place, &devices.nodes, ids)?;
             self.write_bundle(&root, ids, &namespaces, &devices, &nodes)?;
             if let Some(network) = &self.network {
@@ -262,7 +263,7 @@ impl Container {
     }
 
     /// Has the runtime make and start the container, with what its agent inherits; the pipe with what it had to say. At once: a
-    /// runtime takes much of its time to begin (crun copies itself each time), and nothing is left to do in between.
+    /// runtime takes much of its time to begin, and nothing is left to do in between.
     fn launch(&self, listener: UnixListener, wait: OwnedFd) -> Result<OwnedFd> {
         let mut command = self.command(&[
             "run",
