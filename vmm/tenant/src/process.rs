@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command, ExitStatus};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -216,6 +217,22 @@ fn wait_for(
     }
 }
 
+/// Held by who waits for a child that it has made, on any thread but the one that calls [`reap_adopted`].
+static OWN_CHILD: RwLock<()> = RwLock::new(());
+
+/// To be held by a thread beside the main one from before it makes a child until it has waited for it.
+pub fn own_child() -> RwLockReadGuard<'static, ()> {
+    OWN_CHILD.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes notice of children that have ended and that nobody waits for, as they became this process's by the end of their own
+/// parents. While another thread waits for a child of its own, of none: a later call does.
+pub fn reap_adopted() {
+    if let Ok(_nobody_waits) = OWN_CHILD.try_write() {
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+    }
+}
+
 /// Does `work` on a thread of its own: whatever namespace that changes to, this one stays.
 ///
 /// # Errors
@@ -320,6 +337,31 @@ mod tests {
         child.wait().unwrap();
         process.signal(Signal::KILL).unwrap();
         assert!(Process::open_exactly(pid).is_none());
+    }
+
+    #[test]
+    fn children_that_a_thread_waits_for_are_left_to_it() {
+        // Of a process of its own: other tests have children in this one.
+        if std::env::var_os("FIEF_TEST_REAPS").is_none() {
+            let name = "process::tests::children_that_a_thread_waits_for_are_left_to_it";
+            let mut alone = Command::new(std::env::current_exe().unwrap());
+            alone.args(["--exact", name]).env("FIEF_TEST_REAPS", "1");
+            assert!(alone.status().unwrap().success());
+            return;
+        }
+        let ended = || {
+            let (child, _input) = child("exit 3");
+            assert!(child.process().wait(LONG));
+            child
+        };
+        let waits = own_child();
+        let mut one = ended();
+        reap_adopted();
+        assert_eq!(one.wait().unwrap().code(), Some(3));
+        drop(waits);
+        let mut nobodys = ended();
+        reap_adopted();
+        nobodys.wait().unwrap_err();
     }
 
     /// Far longer than a test may take.

@@ -208,16 +208,21 @@ impl Group {
         all.into_iter()
     }
 
-    /// How many processes in it the kernel ended because they needed more memory than the limit.
+    /// How many processes in it the kernel ended, since it was made, because they needed more memory than the limit.
     pub fn out_of_memory(&self) -> u64 {
         let Some(part) = self.part(Controller::Memory) else {
             return 0;
         };
-        let file = match part.hierarchy.version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
+        let (file, groups) = match part.hierarchy.version {
+            // Each group for itself.
+            Version::V1 => (
+                "memory.oom_control",
+                vec![part.path.clone(), part.path.join(CONTAINER)],
+            ),
+            Version::V2 => ("memory.events", vec![part.path.clone()]),
         };
-        usage::keyed(&part.path.join(file), "oom_kill").unwrap_or(0)
+        let counted = |group: &PathBuf| usage::keyed(&group.join(file), "oom_kill");
+        groups.iter().filter_map(counted).sum()
     }
 
     /// What it uses; none of what is not counted here.

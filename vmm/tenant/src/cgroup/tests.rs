@@ -168,3 +168,18 @@ fn numbers_are_read_from_the_files_of_both_versions() {
     assert_eq!(group.out_of_memory(), 1);
     assert_eq!(Group::within(Vec::new(), "a").usage(), Usage::default());
 }
+
+#[test]
+fn a_containers_own_group_counts_where_groups_do_not_count_for_those_above() {
+    let directory = tempfile::tempdir().unwrap();
+    let mine = directory.path().join("fief/a-1");
+    for (name, text) in [
+        ("memory.oom_control", "oom_kill_disable 0\noom_kill 1\n"),
+        ("tenant/memory.oom_control", "under_oom 0\noom_kill 2\n"),
+    ] {
+        file(&mine.join(name));
+        fs::write(mine.join(name), text).unwrap();
+    }
+    let played = played(directory.path(), Version::V1, &CONTROLLERS);
+    assert_eq!(Group::within(vec![played], "a-1").out_of_memory(), 3);
+}

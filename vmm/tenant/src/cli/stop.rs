@@ -53,6 +53,8 @@ pub enum How {
     Agent,
     /// Its power button was pressed.
     PowerButton,
+    /// It ended while it was to be asked.
+    ByItself,
     /// Its monitor was killed.
     Force,
 }
@@ -63,6 +65,7 @@ impl How {
             How::Between => "stopped (it was to be started again)",
             How::Agent => "stopped",
             How::PowerButton => "stopped by its power button (its agent did not answer)",
+            How::ByItself => "stopped (it had ended by itself)",
             How::Force => "ended by force (it did not shut down in time)",
         }
     }
@@ -155,8 +158,14 @@ pub fn shut_down(store: &Store, tenant: &Tenant, state: &State, patience: Durati
     if by_button && store.wait_idle(tenant, left())? {
         return Ok(How::PowerButton);
     }
+    // It may have ended meanwhile, and wait for its next start.
+    let how = match tenant.state()? {
+        None => How::ByItself,
+        Some(now) if now.phase == Phase::Restarting => How::Between,
+        Some(_) => How::Force,
+    };
     force(store, tenant, state)?;
-    Ok(How::Force)
+    Ok(how)
 }
 
 fn connect(tenant: &Tenant, patience: Duration) -> Option<Connection> {

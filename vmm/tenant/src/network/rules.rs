@@ -14,6 +14,7 @@ use super::protocol::Protocol;
 use super::publish::Publish;
 use super::record::Record;
 use super::sysctl::{self, Family};
+use crate::process::own_child;
 
 /// All that does not depend on which tenants there are.
 pub const RULES: &str = include_str!("rules.nft");
@@ -201,6 +202,7 @@ fn join(parts: &[Value], between: &str) -> String {
 
 /// What is in the table, as JSON; nothing if it is not there.
 fn list() -> Result<Value> {
+    let _waits = own_child();
     let output = program()
         .args(["-j", "list", "table", "inet", "fief"])
         .output()
@@ -209,6 +211,7 @@ fn list() -> Result<Value> {
 }
 
 fn nft(script: &str) -> Result<()> {
+    let _waits = own_child();
     let mut child = program()
         .args(["-f", "-"])
         .stdin(Stdio::piped())

@@ -20,7 +20,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
-use crate::backend::container::Container;
+use crate::backend::container::{Container, ContainerError};
 use crate::backend::vm::Vm;
 use crate::backend::{Backend, BackendError, Files};
 use crate::cgroup::{Group, Origin, Settings};
@@ -187,6 +187,10 @@ impl Life<'_> {
             let (mut exit, asked) = match run {
                 Ok(Ended { exit, asked }) => (exit, asked),
                 Err(error) if !begun => return Err(error),
+                Err(ShimError::Backend(BackendError::Container(ContainerError::GivenUp))) => {
+                    let told = "it was told to stop before it had started again";
+                    (Exit::now(Reason::Killed, Some(told.to_owned())), true)
+                }
                 // It was started before: its policy decides about this failure as about any other.
                 Err(error) => (Exit::now(Reason::Failed, Some(chain(&error))), false),
             };
@@ -252,6 +256,7 @@ impl Life<'_> {
             let accepted = spec.limits.of_monitor().into_iter();
             unlimited.extend(accepted.map(|flag| format!("{flag} is for virtual machines")));
         }
+        let killed_before = self.group.out_of_memory();
         let mut backend = self.backend(&spec, network)?;
         let mut spawned = backend.spawn()?;
         // Not written down before it has booted: if this process dies meanwhile, the kernel ends its child.
@@ -285,8 +290,9 @@ impl Life<'_> {
             state,
             channel,
         );
+        let out_of_memory = self.group.out_of_memory() > killed_before;
         backend.clear();
-        ended.map(|ended| self.with_cause(ended, backend.process()))
+        ended.map(|ended| with_cause(ended, backend.process(), out_of_memory))
     }
 
     fn backend(
@@ -307,16 +313,16 @@ impl Life<'_> {
             }
         })
     }
+}
 
-    /// Says so if it was the kernel that ended the monitor for want of memory.
-    fn with_cause(&self, mut ended: Ended, process: &str) -> Ended {
-        if ended.exit.reason == Reason::Killed && !ended.asked && self.group.out_of_memory() > 0 {
-            ended.exit.detail = Some(format!(
-                "{process} was killed by the kernel, as its memory limit was reached; give it more with `fief set --memory`"
-            ));
-        }
-        ended
+/// Says so if it was the kernel that ended the backend's process for want of memory.
+fn with_cause(mut ended: Ended, process: &str, out_of_memory: bool) -> Ended {
+    if ended.exit.reason == Reason::Killed && !ended.asked && out_of_memory {
+        ended.exit.detail = Some(format!(
+            "{process} was killed by the kernel, as its memory limit was reached; give it more with `fief set --memory`"
+        ));
     }
+    ended
 }
 
 /// A container shares its kernel with everybody: without a limit, it could take all.

@@ -25,7 +25,6 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::pipe2;
-use rustix::process::WaitOptions;
 
 use super::{
     AGENT_SOCKET, Backend, BackendError, ContainerFiles, Spawned, agent_words, failed, through,
@@ -366,7 +365,7 @@ impl Backend for Container {
         });
         self.group.end_container();
         // What the runtime had begun to make is this process's, as the nearest parent that has not ended.
-        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+        process::reap_adopted();
     }
 }
 
