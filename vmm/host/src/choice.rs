@@ -1,5 +1,6 @@
 //! Native or emulated: which host runs the tenants, and why.
 
+use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -20,6 +21,16 @@ pub enum HostChoice {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{0}' is no kind of host; say auto, native or emulated")]
 pub struct UnknownHost(String);
+
+impl fmt::Display for HostChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Emulated => "emulated",
+        })
+    }
+}
 
 impl FromStr for HostChoice {
     type Err = UnknownHost;

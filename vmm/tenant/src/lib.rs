@@ -6,7 +6,7 @@
 mod agent;
 pub mod backend;
 mod carry;
-mod cgroup;
+pub mod cgroup;
 pub mod cli;
 mod failure;
 pub mod network;

@@ -76,6 +76,16 @@ impl Group {
         Self::within(hierarchies().unwrap_or_default(), &id)
     }
 
+    /// A group beside those of tenants, for what is to be compared with them.
+    pub fn named(id: &str) -> Self {
+        Self::within(hierarchies().unwrap_or_default(), id)
+    }
+
+    /// The group that all groups of fief are in. What it used goes on to count when one of those is removed.
+    pub fn all() -> Self {
+        Self::named("")
+    }
+
     fn within(hierarchies: Vec<Hierarchy>, id: &str) -> Self {
         let part = |hierarchy: Hierarchy| Part {
             path: hierarchy.mount.join(PARENT).join(id),
@@ -188,6 +198,23 @@ impl Group {
         if !is_within(&own, &format!("/{PARENT}/{}", self.id)) {
             self.everywhere().for_each(|path| kill(&path));
         }
+    }
+
+    /// The processes in it and below, now.
+    pub fn processes(&self) -> Vec<i32> {
+        let part = self.part(Controller::Memory).or(self.parts.first());
+        let mut found = Vec::new();
+        let mut groups: Vec<PathBuf> = part.map(|part| part.path.clone()).into_iter().collect();
+        while let Some(group) = groups.pop() {
+            let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            found.extend(
+                processes
+                    .lines()
+                    .filter_map(|line| line.parse::<i32>().ok()),
+            );
+            groups.extend(below(&group));
+        }
+        found
     }
 
     /// Ends all processes of a container, not its shim.

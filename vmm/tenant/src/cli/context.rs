@@ -88,7 +88,7 @@ pub fn default_state() -> Result<PathBuf> {
 }
 
 /// A binary of ours: beside this one, unless a variable says where.
-fn binary(name: &str, variable: &str) -> Result<PathBuf> {
+pub(super) fn binary(name: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(variable) {
         return Ok(std::path::absolute(path)?);
     }

@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod bench;
 mod context;
 mod cp;
 mod create;
@@ -144,6 +145,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Show it all at work: a tenant in a machine, one in a container, a kernel crash, and the other one lives
     Demo(demo::Args),
+    /// Measure what isolation costs, and what it buys: machines, containers and the plain host
+    Bench(bench::Args),
     /// Start, stop and look at the emulated host
     Host(host::Args),
     /// Show the version
@@ -235,6 +238,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(args) => setup::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
+        Command::Bench(args) => bench::run(&context, &args),
         Command::Host(args) => host::run(&context, &args),
         Command::Version => {
             output(&format!("fief {}\n", env!("CARGO_PKG_VERSION")))?;
@@ -285,6 +289,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Setup(_)
         | Command::Doctor(_)
         | Command::Demo(_)
+        | Command::Bench(_)
         | Command::Host(_)
         | Command::Version => None,
     }

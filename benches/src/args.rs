@@ -1,0 +1,93 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Parser, Subcommand};
+
+use crate::enter;
+use crate::experiments;
+use crate::probe;
+use crate::subject::Backend;
+
+/// What isolation costs, and what it buys: the same work in virtual machines, containers and on the plain host
+#[derive(Debug, Parser)]
+#[command(name = "fief bench", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    pub flags: Flags,
+    #[command(subcommand)]
+    pub part: Option<Part>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  fief bench --list                               what can be measured
+  fief bench --only getpid,start --runs 10        two experiments
+  fief bench --backends vm,container --html report.html
+
+Where Linux does not boot on this machine's KVM, tenants run in the emulated host, and instructions are counted instead of
+seconds. docs/benchmarks.md explains each experiment.";
+
+/// What people say.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Flags {
+    /// What to compare
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        value_delimiter = ',',
+        default_value = "vm,container,host"
+    )]
+    pub backends: Vec<Backend>,
+    /// List the experiments
+    #[arg(long)]
+    pub list: bool,
+    /// Experiments to run, by name [all]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(experiments::names()),
+        hide_possible_values = true
+    )]
+    pub only: Vec<String>,
+    /// Runs of each experiment and backend, after one that is not counted
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Image of the tenants: debian, or one that you imported
+    #[arg(long, default_value = "debian")]
+    pub image: String,
+    /// Kernel of the virtual machines: debian, tuned, micro
+    #[arg(long, default_value = "debian")]
+    pub kernel: String,
+    /// OCI runtime of the containers: crun, runc or a path [the first that is there]
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// Memory of each tenant
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: String,
+    /// Write everything that was measured, each run, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a report for people, one page that needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// Parts of this program that run elsewhere.
+#[derive(Debug, Subcommand)]
+pub enum Part {
+    #[command(hide = true)]
+    Probe(probe::Args),
+    #[command(hide = true)]
+    Enter(enter::Args),
+    #[command(hide = true)]
+    Runner(Runner),
+}
+
+/// A runner's orders: [`crate::runner::Order`] as JSON.
+#[derive(Debug, clap::Args)]
+pub struct Runner {
+    pub order: String,
+}

@@ -1,0 +1,39 @@
+//! Why a measurement, or all of them, could not be made.
+
+use std::io;
+use std::path::Path;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("`{command}` {how}{}", told(.said))]
+    Command {
+        command: String,
+        how: String,
+        said: String,
+    },
+    /// For people, whole.
+    #[error("{0}")]
+    Other(String),
+}
+
+fn told(said: &str) -> String {
+    let last = said.lines().rev().find(|line| !line.trim().is_empty());
+    last.map_or_else(String::new, |line| format!(": {}", line.trim()))
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// For `map_err`: what was tried.
+pub fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        what: what.into(),
+        source,
+    }
+}
+
+/// The same for something done to a file.
+pub fn on<'a>(what: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + use<'a> {
+    failed(format!("{what} {}", path.display()))
+}

@@ -1,0 +1,284 @@
+//! What people meet: starts a runner where tenants run, shows how far it is, and tells what it found.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fief::cli::Context;
+use fief_host::{HostChoice, HostKind};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::args::Flags;
+use crate::error::{Error, Result, failed, on};
+use crate::event::Event;
+use crate::experiments;
+use crate::machine::{fief, said};
+use crate::report::{Clock, Report, table};
+use crate::runner::Order;
+
+/// Where this program is in the emulated host.
+const INSIDE: &str = "/usr/local/bin/fief-bench";
+/// What is measured there is in RAM: the emulation's disk is no disk to measure.
+const STATE_INSIDE: &str = "/dev/shm/fief-bench";
+
+/// The runner, to be told of Ctrl-C; 0: there is none.
+static RUNNER: AtomicI32 = AtomicI32::new(0);
+/// The signal that asked for the end; 0: none did.
+static ASKED: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn pass_on(signal: i32) {
+    ASKED.store(signal, Ordering::Relaxed);
+    let runner = RUNNER.load(Ordering::Relaxed);
+    if runner > 0 {
+        // SAFETY: kill(2) is async-signal-safe and takes numbers; the child is not waited for before the number is taken back.
+        unsafe { libc::kill(runner, signal) };
+    }
+}
+
+/// # Errors
+/// Nothing could be measured.
+pub fn main(flags: &Flags) -> Result<ExitCode> {
+    if flags.list {
+        return list();
+    }
+    // Found out now, not after an hour.
+    for path in [&flags.json, &flags.html].into_iter().flatten() {
+        let opened = fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(on("write", path))?;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let action = SigAction::new(
+            SigHandler::Handler(pass_on),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        // SAFETY: the handler stores to atomics and calls kill(2).
+        unsafe { sigaction(signal, &action) }
+            .map_err(|errno| failed("handle signals")(errno.into()))?;
+    }
+    let place = Place::find()?;
+    let order = place.order(flags);
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut report = Report::new(begun.map_or(0, |since| since.as_secs()));
+    let measured = place
+        .begin(&order)
+        .and_then(|runner| listen(runner, &mut report));
+    place.end();
+    measured?;
+    if report.experiments.is_empty() && ASKED.load(Ordering::Relaxed) == 0 {
+        return Err(Error::Other("nothing was measured".to_owned()));
+    }
+    print(&table(&report))?;
+    if let Some(path) = &flags.json {
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| Error::Other(format!("the report cannot be written: {error}")))?;
+        fs::write(path, text + "\n").map_err(on("write", path))?;
+    }
+    Ok(match ASKED.load(Ordering::Relaxed) {
+        0 => ExitCode::SUCCESS,
+        signal => ExitCode::from(u8::try_from(128 + signal).unwrap_or(crate::OWN_FAILURE)),
+    })
+}
+
+fn list() -> Result<ExitCode> {
+    let longest = experiments::names().iter().map(|name| name.len()).max();
+    let width = longest.unwrap_or(0) + 3;
+    for one in experiments::all() {
+        let figures: Vec<_> = one.figures.iter().map(|figure| figure.title).collect();
+        let (title, figures) = (one.title, figures.join(", "));
+        print(&format!("{:width$}{title} ({figures})\n", one.name))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> Result<()> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.map_err(failed("write to standard output"))
+}
+
+/// Where tenants run.
+struct Place {
+    kind: HostKind,
+    why: String,
+    /// The state directory of this side.
+    state: PathBuf,
+}
+
+impl Place {
+    fn find() -> Result<Self> {
+        let other = |error: &dyn std::fmt::Display| Error::Other(error.to_string());
+        let choice = std::env::var("FIEF_HOST").unwrap_or_else(|_| "auto".to_owned());
+        let choice: HostChoice = choice.parse().map_err(|error| other(&error))?;
+        let state = std::env::var_os("FIEF_STATE_DIR").map(PathBuf::from);
+        let context = Context::new(choice, state).map_err(|error| other(&error.text()))?;
+        let decision = context.decide();
+        Ok(Self {
+            kind: decision.kind,
+            why: decision.why,
+            state: context.state().to_owned(),
+        })
+    }
+
+    fn order(&self, flags: &Flags) -> Order {
+        let (clock, kind, state) = match self.kind {
+            HostKind::Native => (Clock::Seconds, "native", self.state.clone()),
+            HostKind::Emulated => (Clock::Instructions, "emulated", STATE_INSIDE.into()),
+        };
+        let names = experiments::names().into_iter();
+        let wanted =
+            |name: &&str| flags.only.is_empty() || flags.only.iter().any(|only| only == name);
+        let mut backends = flags.backends.clone();
+        backends.sort();
+        backends.dedup();
+        Order {
+            state,
+            clock,
+            host: format!("{kind}: {}", self.why),
+            backends,
+            experiments: names.filter(wanted).map(str::to_owned).collect(),
+            runs: flags.runs,
+            image: flags.image.clone(),
+            kernel: flags.kernel.clone(),
+            runtime: flags.runtime.clone(),
+            memory: flags.memory.clone(),
+        }
+    }
+
+    /// Makes ready what tenants need, and starts the runner.
+    fn begin(&self, order: &Order) -> Result<Child> {
+        let text = serde_json::to_string(order)
+            .map_err(|error| Error::Other(format!("the order cannot be written: {error}")))?;
+        let own = std::env::current_exe().map_err(failed("find this program"))?;
+        let mut runner = match self.kind {
+            HostKind::Native => {
+                self.setup(&self.state, order)?;
+                let mut runner = Command::new(own);
+                runner.env("FIEF_STATE_DIR", &self.state);
+                runner.env("FIEF_HOST", "native");
+                runner
+            }
+            HostKind::Emulated => {
+                self.prepare_emulated(order, &own)?;
+                let state = format!("FIEF_STATE_DIR={STATE_INSIDE}");
+                let mut runner = self.inside();
+                runner.args([
+                    "host",
+                    "exec",
+                    "--",
+                    "env",
+                    "FIEF_HOST=native",
+                    &state,
+                    INSIDE,
+                ]);
+                runner
+            }
+        };
+        // Ctrl-C is for this process, which passes it on once.
+        runner.args(["runner", &text]).process_group(0);
+        runner.stdin(Stdio::null()).stdout(Stdio::piped());
+        let child = runner.spawn().map_err(failed("start the measurement"))?;
+        RUNNER.store(child.id().cast_signed(), Ordering::Relaxed);
+        Ok(child)
+    }
+
+    /// A machine of its own, whose clock counts instructions.
+    fn emulated_state(&self) -> PathBuf {
+        self.state.join("bench")
+    }
+
+    fn inside(&self) -> Command {
+        let mut command = fief::<&str>([]);
+        command.env("FIEF_HOST", "emulated");
+        command.env("FIEF_STATE_DIR", self.emulated_state());
+        command
+    }
+
+    fn prepare_emulated(&self, order: &Order, own: &Path) -> Result<()> {
+        let state = self.emulated_state();
+        fs::create_dir_all(&state).map_err(on("make", &state))?;
+        let images = state.join("images");
+        if !images.exists() {
+            // Those that are there need not be made again.
+            let link = std::os::unix::fs::symlink("../images", &images);
+            link.map_err(on("make", &images))?;
+        }
+        said(self.inside().args(["host", "start", "--icount"]))?;
+        self.setup(&state, order)?;
+        let program = fs::File::open(own).map_err(on("read", own))?;
+        let script = format!(
+            "cat > {INSIDE} && chmod 755 {INSIDE} && rm -rf {STATE_INSIDE} && mkdir {STATE_INSIDE} && \
+             cp -a /var/lib/fief/images {STATE_INSIDE}"
+        );
+        let mut copy = self.inside();
+        copy.args(["host", "exec", "-i", "--", "sh", "-c", &script]);
+        let status = copy.stdin(program).status();
+        let status = status.map_err(failed("copy the work into the emulated host"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Other(format!(
+            "the work cannot be copied into the emulated host ({status}); does its memory suffice for the image?"
+        )))
+    }
+
+    fn setup(&self, state: &Path, order: &Order) -> Result<()> {
+        let mut setup = fief(["setup", "--image", &order.image]);
+        setup.env("FIEF_STATE_DIR", state);
+        // A kernel of a path is its owner's.
+        if !order.kernel.contains('/') {
+            setup.args(["--kernel", &order.kernel]);
+        }
+        said(&mut setup).map(drop)
+    }
+
+    /// Stops what was started for the measurement alone.
+    fn end(&self) {
+        RUNNER.store(0, Ordering::Relaxed);
+        if self.kind == HostKind::Emulated {
+            let _ = said(self.inside().args(["host", "stop"]));
+        }
+    }
+}
+
+/// Hears a runner to its end.
+fn listen(mut runner: Child, report: &mut Report) -> Result<()> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ({eta} left)");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_secs(1));
+    bar.set_message("making the tenants");
+    let lines = runner.stdout.take().map(BufReader::new);
+    for line in lines.into_iter().flat_map(BufRead::lines) {
+        let line = line.map_err(failed("hear the measurement"))?;
+        let Ok(event) = serde_json::from_str::<Event>(&line) else {
+            return Err(Error::Other(format!("the measurement said: {line}")));
+        };
+        match &event {
+            Event::Begun { steps, .. } => bar.set_length(*steps),
+            Event::Step {
+                experiment,
+                backend,
+            } => {
+                bar.inc(1);
+                bar.set_message(format!("{experiment}, {}", backend.name()));
+            }
+            _ => {}
+        }
+        report.hear(event);
+    }
+    bar.finish_and_clear();
+    let status = runner.wait().map_err(failed("wait for the measurement"))?;
+    if status.success() || ASKED.load(Ordering::Relaxed) != 0 {
+        return Ok(());
+    }
+    if report.experiments.is_empty() {
+        return Err(Error::Other(format!("the measurement ended with {status}")));
+    }
+    eprintln!("fief bench: the measurement ended early, with {status}; what it finished:");
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! What was measured: the JSON that `--json` writes, from which the table and the page are made.
+
+mod table;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::experiments::{Experiment, named};
+use crate::statistics::{median, spread};
+use crate::subject::Backend;
+
+pub use table::table;
+
+/// Of this file.
+const VERSION: u32 = 1;
+/// Figures of instructions that vary more than this are told to be unstable.
+const STABLE: f64 = 0.05;
+
+/// What a nanosecond of the machine's is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    Seconds,
+    /// The emulated host's counts instructions.
+    Instructions,
+}
+
+/// What a figure is a number of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// Nanoseconds, or instructions.
+    Time,
+    Bytes,
+    Number,
+}
+
+/// Where it was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    pub clock: Clock,
+    /// Native or emulated, and why.
+    pub host: String,
+    pub kernel: String,
+    pub processor: String,
+    pub processors: usize,
+    pub memory: String,
+    pub kvm: String,
+    pub fief: String,
+    pub runtime: String,
+    pub image: String,
+    pub guest_kernel: String,
+    /// What each tenant, and the plain host's share, has.
+    pub tenant: String,
+}
+
+/// All of one call of `fief bench`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub version: u32,
+    pub title: String,
+    /// Seconds since 1970.
+    pub begun: u64,
+    /// Nothing was interrupted.
+    pub complete: bool,
+    pub environment: Option<Environment>,
+    pub experiments: Vec<Outcome>,
+}
+
+/// What one experiment found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub name: String,
+    pub title: String,
+    pub figures: Vec<Series>,
+    /// Backends without figures, or without some, and why.
+    pub failed: BTreeMap<Backend, String>,
+}
+
+/// One figure, of each backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    pub name: String,
+    pub title: String,
+    pub unit: Unit,
+    pub of: BTreeMap<Backend, Values>,
+}
+
+/// The runs of one figure of one backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Values {
+    pub median: f64,
+    /// Greatest less least, as a part of the median.
+    pub spread: Option<f64>,
+    /// It is of instructions, and they differ by more than 5 %.
+    pub unstable: bool,
+    pub runs: Vec<f64>,
+}
+
+impl Report {
+    pub fn new(begun: u64) -> Self {
+        Self {
+            version: VERSION,
+            title: "fief bench".to_owned(),
+            begun,
+            complete: false,
+            environment: None,
+            experiments: Vec::new(),
+        }
+    }
+
+    pub fn clock(&self) -> Clock {
+        let environment = self.environment.as_ref();
+        environment.map_or(Clock::Seconds, |environment| environment.clock)
+    }
+
+    /// Takes in what a runner tells. What is of no experiment known here is nothing.
+    pub fn hear(&mut self, event: Event) {
+        match event {
+            Event::Begun { environment, .. } => {
+                if environment.clock == Clock::Instructions {
+                    self.title = "fief bench: instructions, a lower bound for VM cost".to_owned();
+                }
+                self.environment = Some(*environment);
+            }
+            Event::Measured {
+                experiment,
+                backend,
+                values,
+            } => {
+                let clock = self.clock();
+                let Some(outcome) = self.outcome(&experiment) else {
+                    return;
+                };
+                for (series, value) in outcome.figures.iter_mut().zip(values) {
+                    series.add(backend, value, clock);
+                }
+            }
+            Event::Failed {
+                experiment,
+                backend,
+                why,
+            } => {
+                if let Some(outcome) = self.outcome(&experiment) {
+                    outcome.failed.entry(backend).or_insert(why);
+                }
+            }
+            Event::Step { .. } => {}
+            Event::Ended => self.complete = true,
+        }
+    }
+
+    fn outcome(&mut self, name: &str) -> Option<&mut Outcome> {
+        let at = self.experiments.iter().position(|one| one.name == name);
+        if at.is_none() {
+            self.experiments.push(Outcome::of(named(name)?));
+        }
+        match at {
+            Some(at) => self.experiments.get_mut(at),
+            None => self.experiments.last_mut(),
+        }
+    }
+
+    /// The backends that anything was measured of, in their order.
+    pub fn backends(&self) -> Vec<Backend> {
+        let figures = self.experiments.iter().flat_map(|one| &one.figures);
+        let mut all: Vec<_> = figures.flat_map(|one| one.of.keys().copied()).collect();
+        let failed = self.experiments.iter().flat_map(|one| one.failed.keys());
+        all.extend(failed.copied());
+        all.sort();
+        all.dedup();
+        all
+    }
+}
+
+impl Outcome {
+    fn of(experiment: &Experiment) -> Self {
+        let series = experiment.figures.iter().map(|figure| Series {
+            name: figure.name.to_owned(),
+            title: figure.title.to_owned(),
+            unit: figure.unit,
+            of: BTreeMap::new(),
+        });
+        Self {
+            name: experiment.name.to_owned(),
+            title: experiment.title.to_owned(),
+            figures: series.collect(),
+            failed: BTreeMap::new(),
+        }
+    }
+}
+
+impl Series {
+    fn add(&mut self, backend: Backend, value: f64, clock: Clock) {
+        let unit = self.unit;
+        let values = self.of.entry(backend).or_insert(Values {
+            median: value,
+            spread: None,
+            unstable: false,
+            runs: Vec::new(),
+        });
+        values.runs.push(value);
+        values.median = median(&values.runs).unwrap_or(value);
+        values.spread = spread(&values.runs);
+        let varies = values.spread.is_some_and(|spread| spread > STABLE);
+        values.unstable = varies && clock == Clock::Instructions && unit == Unit::Time;
+    }
+}
+
+/// A number with its unit, short enough for a column.
+pub fn show(value: f64, unit: Unit, clock: Clock) -> String {
+    let scaled = |steps: &[(f64, &str)]| {
+        let found = steps.iter().rev().find(|(least, _)| value.abs() >= *least);
+        let (least, name) = found.or(steps.first()).copied().unwrap_or((1.0, ""));
+        let number = value / least;
+        let digits = match number.abs() {
+            0.0 => 0,
+            ..10.0 => 2,
+            ..100.0 => 1,
+            _ => 0,
+        };
+        format!(
+            "{number:.digits$}{}{name}",
+            if name.is_empty() { "" } else { " " }
+        )
+    };
+    match (unit, clock) {
+        (Unit::Time, Clock::Seconds) => {
+            scaled(&[(1.0, "ns"), (1e3, "µs"), (1e6, "ms"), (1e9, "s")])
+        }
+        (Unit::Time, Clock::Instructions) => scaled(&[
+            (1.0, "instr"),
+            (1e3, "k instr"),
+            (1e6, "M instr"),
+            (1e9, "G instr"),
+        ]),
+        (Unit::Bytes, _) => scaled(&[
+            (1.0, "B"),
+            (1024.0, "KiB"),
+            (1024.0 * 1024.0, "MiB"),
+            (1024.0 * 1024.0 * 1024.0, "GiB"),
+        ]),
+        (Unit::Number, _) => scaled(&[(1.0, "")]),
+    }
+}
+
+#[cfg(test)]
+pub mod tests;

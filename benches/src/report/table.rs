@@ -1,0 +1,111 @@
+//! The report on a terminal.
+
+use comfy_table::{Table, TableStyle};
+
+use super::{Clock, Report, Series, Unit, show};
+use crate::subject::Backend;
+
+/// What every report of instructions says beneath its figures.
+pub const LOWER_BOUND: &str = "\
+Instructions of an emulated processor, user and system together: what they leave out, world switches, nested page walks and caches,
+costs virtual machines more than others. So these are lower bounds for machines, to be read beside their exits; no ratio of times
+follows from them.";
+
+/// All that was found, a line for each figure.
+pub fn table(report: &Report) -> String {
+    let (backends, clock) = (report.backends(), report.clock());
+    let mut table = Table::new();
+    let mut header = vec!["EXPERIMENT".to_owned(), "FIGURE".to_owned()];
+    header.extend(backends.iter().map(|one| one.name().to_uppercase()));
+    table.load_style(TableStyle::new()).set_header(header);
+    for outcome in &report.experiments {
+        for (number, series) in outcome.figures.iter().enumerate() {
+            if !is_told(series) {
+                continue;
+            }
+            let name = if number == 0 { &*outcome.name } else { "" };
+            let mut row = vec![name.to_owned(), series.title.clone()];
+            row.extend(backends.iter().map(|backend| cell(series, *backend, clock)));
+            table.add_row(row);
+        }
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    let mut text: String = table
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect();
+    let failed = report.experiments.iter().flat_map(|outcome| {
+        let each = outcome.failed.iter();
+        each.map(|(backend, why)| format!("{}, {}: {why}\n", outcome.name, backend.name()))
+    });
+    let failed: String = failed.collect();
+    if !failed.is_empty() {
+        text += "\nNot measured:\n";
+        text += &failed;
+    }
+    text += "\nMedians, and how far the runs are apart in percent of them";
+    text += if clock == Clock::Instructions {
+        "; * by more than 5.\n\n"
+    } else {
+        ".\n"
+    };
+    if clock == Clock::Instructions {
+        text += LOWER_BOUND;
+        text.push('\n');
+    }
+    text
+}
+
+/// Nobody's exits are no figure.
+fn is_told(series: &Series) -> bool {
+    series.unit != Unit::Number || series.of.values().any(|values| values.median != 0.0)
+}
+
+fn cell(series: &Series, backend: Backend, clock: Clock) -> String {
+    let Some(values) = series.of.get(&backend) else {
+        return "-".to_owned();
+    };
+    let mut text = show(values.median, series.unit, clock);
+    if let Some(spread) = values.spread {
+        let percent = spread * 100.0;
+        text += &format!(" ±{:.*}", usize::from(percent < 1.0), percent);
+    }
+    if values.unstable {
+        text.push('*');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::report;
+    use super::*;
+
+    #[test]
+    fn the_table_has_each_figure_and_says_what_is_missing() {
+        let text = table(&report(Clock::Instructions));
+        for part in [
+            "EXPERIMENT",
+            "VM",
+            "CONTAINER",
+            "HOST",
+            "1.01 k instr ±20*",
+            "505 instr",
+            "2.00 ±100",
+            "3.00 MiB",
+            "memory, container: no runtime",
+            "lower bounds for machines",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(text.lines().all(|line| line == line.trim_end()));
+        let seconds = table(&report(Clock::Seconds));
+        assert!(
+            seconds.contains("1.01 µs") && !seconds.contains("lower bound"),
+            "{seconds}"
+        );
+        assert!(!seconds.contains('*'));
+    }
+}

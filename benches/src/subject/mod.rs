@@ -1,0 +1,125 @@
+//! What is compared: the same image, limits and commands in a virtual machine, in a container, and on the plain host.
+
+mod plain;
+mod tenant;
+
+use clap::ValueEnum;
+use fief::cgroup::{Group, Settings};
+use fief::spec::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::measure::Spent;
+use crate::runner::Order;
+
+pub use plain::Plain;
+pub use tenant::Tenant;
+
+/// Names of tenants and groups of a measurement begin so.
+pub const PREFIX: &str = "fief-bench";
+/// Where the work of [`crate::probe`] is in every subject's files.
+pub const PROBE: &str = "/fief-bench";
+
+/// A group for what is compared with tenants, or works for them, with their limits.
+///
+/// # Errors
+/// This machine counts nothing.
+fn group(id: &str, cpus: u8, memory: Bytes) -> Result<Group> {
+    let group = Group::named(id);
+    let settings = Settings {
+        cpus,
+        memory,
+        cpu_weight: None,
+        io_weight: None,
+        pids: PROCESSES,
+    };
+    let missing = group.make(&settings);
+    if missing.is_empty() {
+        return Ok(group);
+    }
+    Err(Error::Other(format!(
+        "this machine cannot count and limit what is compared ({}); run as root, on a kernel with the cgroup controllers cpu, memory, \
+         io and pids",
+        missing.join("; ")
+    )))
+}
+
+/// Processes and threads: those of a container with its shim.
+const PROCESSES: u64 = 5120;
+
+/// What runs a subject.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// A virtual machine
+    Vm,
+    /// A container
+    Container,
+    /// No isolation: the host's kernel and this user, with the same limits and files
+    Host,
+}
+
+impl Backend {
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Vm => "vm",
+            Backend::Container => "container",
+            Backend::Host => "host",
+        }
+    }
+}
+
+/// One of the compared.
+pub trait Subject {
+    fn backend(&self) -> Backend;
+
+    /// Starts it, until a first command could run in it; what that took, by all who worked for it.
+    ///
+    /// # Errors
+    /// It does not come up.
+    fn start(&self) -> Result<Spent>;
+
+    /// Shuts it down as a user does; what that took.
+    ///
+    /// # Errors
+    /// It does not end.
+    fn stop(&self) -> Result<Spent>;
+
+    /// Runs a command in it; what it printed.
+    ///
+    /// # Errors
+    /// It fails.
+    fn run(&self, words: &[&str]) -> Result<String>;
+
+    /// Nanoseconds of processor time that it took since it was started, user and system together, its monitor's and shim's among
+    /// them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn charged(&self) -> Result<u64>;
+
+    /// Exits of its virtual machine so far; 0 of what is none.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn exits(&self) -> Result<u64>;
+
+    /// Bytes of memory that its processes take, its monitor and shim among them: proportional set size.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn memory(&self) -> Result<u64>;
+}
+
+/// Makes a subject, stopped, with [`PROBE`] in its files.
+///
+/// # Errors
+/// The backend does not work here.
+pub fn make(backend: Backend, order: &Order) -> Result<Box<dyn Subject>> {
+    Ok(match backend {
+        Backend::Vm | Backend::Container => Box::new(Tenant::make(backend, order)?),
+        Backend::Host => Box::new(Plain::make(order)?),
+    })
+}
