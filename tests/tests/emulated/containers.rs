@@ -109,16 +109,7 @@ fn what_a_container_cannot_have_is_told() {
         &["youki", "apt-get install", "--runtime"],
     );
     refused(&line("--runtime /bin/false"), &["doctor"]);
-    refused(
-        &line("--disk-rate 1M"),
-        &["--disk-rate", "--allow-unenforced"],
-    );
-    run(&line("--disk-rate 1M --allow-unenforced")).ok();
     let tenant = start("ct-plain", "--net none");
-    refused(
-        "set ct-plain --disk-ops 5",
-        &["--disk-ops", "--allow-unenforced"],
-    );
     refused("disk add ct-plain 1G", &["container", "fief cp"]);
     refused("api ct-plain GET /", &["container"]);
     tenant.sh("true").ok();

@@ -30,6 +30,7 @@ mod memory;
 mod moves;
 mod network;
 mod outside;
+mod rates;
 mod runtimes;
 mod ssh;
 mod streams;

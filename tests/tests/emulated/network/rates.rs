@@ -1,6 +1,7 @@
 //! `--net-rate`: what passes in the time that another tenant without a limit needs for so many bytes.
 
 use super::*;
+use crate::rates::SHAPING;
 
 const RATE: &str = "16K";
 /// What the tenant without a limit sends or takes.
@@ -62,7 +63,7 @@ impl<'a> Stream<'a> {
         assert!(said.contains("code 0"), "{said}");
     }
 
-    /// Bytes of the tenant that passed its monitor so far.
+    /// Bytes of the tenant that passed its limit so far.
     #[track_caller]
     fn passed(&self) -> u64 {
         let counter = |link: &str| format!("cat /sys/class/net/{link}/statistics/rx_bytes");
@@ -89,11 +90,12 @@ fn is_limited<'a>(limited: &'a Peer, free: &Peer, way: Way, ports: [u16; 2]) -> 
     slow
 }
 
-#[test]
-fn a_rate_of_the_network_holds_both_ways_from_the_beginning_and_as_it_is_changed() {
+both!(a_rate_of_the_network_holds_both_ways_from_the_beginning_and_as_it_is_changed);
+fn a_rate_of_the_network_holds_both_ways_from_the_beginning_and_as_it_is_changed(backend: Backend) {
+    let _shaping = SHAPING.lock().unwrap_or_else(|lock| lock.into_inner());
     let limited = format!("-p 0.0.0.0:5302:5302 --net-rate {RATE}");
-    let limited = Peer::start(Backend::Machine, "net-limited", &limited);
-    let free = Peer::start(Backend::Machine, "net-free", "-p 0.0.0.0:5312:5312");
+    let limited = Peer::start(backend, "net-limited", &limited);
+    let free = Peer::start(backend, "net-free", "-p 0.0.0.0:5312:5312");
     let out = is_limited(&limited, &free, Way::Out, [5301, 5311]);
     // Without the limit all that was begun passes, which it would not in the time that a test waits.
     run("set net-limited --net-rate 0").ok();

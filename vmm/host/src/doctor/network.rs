@@ -8,20 +8,21 @@ use super::{Check, Health, program};
 /// Kernel modules: links of tenants, and what passes frames on to their taps.
 const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_matchall", "act_mirred"];
 
+/// What limits a container's network. A monitor does that itself.
+const RATES: &str = "sch_tbf";
+
 /// Without any of these, tenants can be made with `--net none` alone: `absent` says how bad that is here.
 pub fn checks(absent: Health) -> Vec<Check> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let directory = Path::new("/lib/modules").join(release.trim());
     let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let files = read("modules.dep") + &read("modules.builtin");
+    let is_loaded = |name: &str| Path::new("/sys/module").join(name).exists();
     vec![
         program("packet filter", "nft", "nftables", absent),
         taps(absent),
-        links(
-            &files,
-            |name| Path::new("/sys/module").join(name).exists(),
-            absent,
-        ),
+        links(&files, is_loaded, absent),
+        rates(&files, is_loaded),
         forwarding(&fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap_or_default()),
     ]
 }
@@ -42,17 +43,9 @@ fn taps(absent: Health) -> Check {
 /// `files` is what modules.dep and modules.builtin say; `is_loaded` knows what is there already.
 fn links(files: &str, is_loaded: impl Fn(&str) -> bool, absent: Health) -> Check {
     let name = "tenants' links";
-    let is_known = |module: &str| {
-        let file = format!("/{module}.ko");
-        files.lines().any(|line| {
-            let path = line.split(':').next().unwrap_or_default();
-            path.split_once(&file)
-                .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('.'))
-        })
-    };
     let missing: Vec<&str> = MODULES
         .into_iter()
-        .filter(|module| !is_loaded(module) && !is_known(module))
+        .filter(|module| !is_loaded(module) && !is_known(files, module))
         .collect();
     if missing.is_empty() {
         return Check::ok(name, MODULES.join(", "));
@@ -63,6 +56,29 @@ fn links(files: &str, is_loaded: impl Fn(&str) -> bool, absent: Health) -> Check
         format!("this kernel has no {}", missing.join(", ")),
         "boot a kernel that has them, as Debian's; until then, tenants can be made with --net none",
     )
+}
+
+fn rates(files: &str, is_loaded: impl Fn(&str) -> bool) -> Check {
+    let name = "containers' rates";
+    if is_loaded(RATES) || is_known(files, RATES) {
+        return Check::ok(name, RATES);
+    }
+    Check::bad(
+        name,
+        Health::Warning,
+        format!("this kernel has no {RATES}"),
+        "boot a kernel that has it, as Debian's; until then, --net-rate is for virtual machines alone",
+    )
+}
+
+/// Whether a module is a file or built in.
+fn is_known(files: &str, module: &str) -> bool {
+    let file = format!("/{module}.ko");
+    files.lines().any(|line| {
+        let path = line.split(':').next().unwrap_or_default();
+        path.split_once(&file)
+            .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('.'))
+    })
 }
 
 fn forwarding(setting: &str) -> Check {
@@ -93,6 +109,16 @@ mod tests {
                 .remedy
                 .is_some_and(|remedy| remedy.contains("--net none"))
         );
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_limit_containers_is_good_for_machines() {
+        let files = "kernel/net/sched/sch_tbf.ko.xz:\n";
+        assert_eq!(rates(files, |_| false).health, Health::Ok);
+        assert_eq!(rates("", |name| name == RATES).health, Health::Ok);
+        let without = rates("", |_| false);
+        assert_eq!(without.health, Health::Warning);
+        assert_eq!(without.found, "this kernel has no sch_tbf");
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct Spawned {
     pub messages: OwnedFd,
     /// What happens, as lines for [`Backend::interpret`], if it is told so. It has no end: the process has.
     pub events: Option<File>,
+    /// Limits that were asked for, which this machine cannot enforce and the spec lets go, one clause each.
+    pub unlimited: Vec<String>,
 }
 
 /// Something a backend reports.
@@ -136,6 +138,9 @@ pub trait Backend {
     fn meaning(&self, _status: ExitStatus) -> Option<(Reason, Option<String>)> {
         None
     }
+
+    /// Takes away what would hold up the end of its process, which is about to be killed.
+    fn hurry(&self) {}
 
     /// What its process is, for people.
     fn process(&self) -> &'static str {

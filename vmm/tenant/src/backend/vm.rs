@@ -219,6 +219,7 @@ impl Backend for Vm {
             console,
             messages,
             events: Some(events),
+            unlimited: Vec::new(),
         })
     }
 

@@ -6,6 +6,7 @@
 mod mounts;
 mod settings;
 mod usage;
+mod writeback;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -17,9 +18,10 @@ pub use mounts::{CONTROLLERS, Controller, Hierarchy, Version, hierarchies, mount
 pub use settings::{CONTAINER_PROCESSES, Setting, Settings};
 pub use usage::Usage;
 
+use nix::libc::dev_t;
 use nix::sys::signal::Signal;
 
-use crate::spec::Isolation;
+use crate::spec::{Isolation, Limits};
 use crate::store::Tenant;
 
 /// All of fief's groups are in this one.
@@ -150,6 +152,63 @@ impl Group {
         missing
     }
 
+    /// Limits what passes between a container and its disk, the block device with this number; without rates, nothing does.
+    ///
+    /// # Errors
+    /// No permission, no io controller, or one that cannot limit it; the group is not there.
+    pub fn limit_disk(&self, device: dev_t, limits: &Limits) -> io::Result<()> {
+        if limits.of_disk().is_empty() {
+            return self.free_disk();
+        }
+        let part = self.part(Controller::Io);
+        let part = part.ok_or_else(|| io::Error::other("this machine has no io controller"))?;
+        let group = part.throttled();
+        if part.path.exists() {
+            make_group(&group)?;
+        }
+        for (file, value) in settings::disk_rates(device, limits, part.hierarchy.version) {
+            let file = group.join(file);
+            if group.exists() && !file.exists() {
+                return Err(io::Error::other(
+                    "this kernel cannot throttle disks (CONFIG_BLK_DEV_THROTTLING)",
+                ));
+            }
+            write(&file, &value)?;
+        }
+        // Version 1 throttles nothing that waits: it is the kernel's own then.
+        if part.hierarchy.version == Version::V2 {
+            writeback::limit(&settings::number(device), limits);
+        }
+        Ok(())
+    }
+
+    /// Whether there is a controller for that.
+    pub fn has_io(&self) -> bool {
+        self.part(Controller::Io).is_some()
+    }
+
+    /// Takes the limits of a container's disk away.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn free_disk(&self) -> io::Result<()> {
+        let Some(part) = self.part(Controller::Io) else {
+            return Ok(());
+        };
+        for (file, none) in settings::no_disk_rates(part.hierarchy.version) {
+            let file = part.throttled().join(file);
+            // Each line is about one device, whose number is first. Where nothing is limited, there may not even be a file.
+            for line in fs::read_to_string(&file).unwrap_or_default().lines() {
+                let device = line.split(' ').next().unwrap_or_default();
+                if part.hierarchy.version == Version::V2 {
+                    writeback::free(device);
+                }
+                write(&file, &format!("{device} {none}"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn part(&self, controller: Controller) -> Option<&Part> {
         self.parts
             .iter()
@@ -196,6 +255,7 @@ impl Group {
     pub fn end_processes(&self) {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         if !is_within(&own, &format!("/{PARENT}/{}", self.id)) {
+            let _ = self.free_disk();
             self.everywhere().for_each(|path| kill(&path));
         }
     }
@@ -217,8 +277,10 @@ impl Group {
         found
     }
 
-    /// Ends all processes of a container, not its shim.
+    /// Ends all processes of a container, not its shim. The last one has ended when what they had written is on the disk, for
+    /// which there is no limit any more.
     pub fn end_container(&self) {
+        let _ = self.free_disk();
         for path in self.everywhere() {
             kill(&path.join(CONTAINER));
         }
@@ -302,6 +364,15 @@ impl Part {
             }
         }
         make_group(&self.path)
+    }
+
+    /// Where a container's disk is limited. Limits of version 1 are for the processes of one group, not for those of groups
+    /// below (Linux, block/blk-throttle.c, throtl_pd_init); a container cannot make any there.
+    fn throttled(&self) -> PathBuf {
+        match self.hierarchy.version {
+            Version::V1 => self.path.join(CONTAINER),
+            Version::V2 => self.path.clone(),
+        }
     }
 
     fn set(&self, controller: Controller, settings: &Settings) -> io::Result<()> {

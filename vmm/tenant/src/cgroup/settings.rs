@@ -1,7 +1,9 @@
 //! What a tenant's limits are in the files of a cgroup.
 
+use nix::libc::{self, dev_t};
+
 use super::mounts::{Controller, Version};
-use crate::spec::{Bytes, DEFAULT_WEIGHT, Isolation, Spec};
+use crate::spec::{Bytes, DEFAULT_WEIGHT, Isolation, Limits, Spec};
 
 /// The period over which processor time is limited, in microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -118,6 +120,50 @@ fn always(files: &'static [&'static str], value: String) -> Setting {
     }
 }
 
+/// A block device as the kernel names it: `MAJOR:MINOR`.
+pub fn number(device: dev_t) -> String {
+    format!("{}:{}", libc::major(device), libc::minor(device))
+}
+
+/// Files that limit what passes to and from a block device, and what is to be written there, in the order of the files. Reads and
+/// writes have limits of their own, which are the same.
+pub fn disk_rates(device: dev_t, limits: &Limits, version: Version) -> Vec<(&'static str, String)> {
+    let number = number(device);
+    let (rate, ops) = (limits.disk_rate.map(|rate| rate.0), limits.disk_ops);
+    match version {
+        Version::V2 => {
+            // 1 is refused (Linux, block/blk-throttle.c, tg_set_limit).
+            let text =
+                |limit: Option<u64>| limit.map_or("max".to_owned(), |most| most.max(2).to_string());
+            let (rate, ops) = (text(rate), text(ops));
+            let value = format!("{number} rbps={rate} wbps={rate} riops={ops} wiops={ops}");
+            vec![("io.max", value)]
+        }
+        Version::V1 => {
+            // 0 is no limit, and what does not fit into 32 bits loses the rest (Linux, block/blk-throttle.c, tg_set_conf_uint).
+            let ops = ops.map(|ops| ops.min(u32::MAX.into()));
+            let limits = [rate, rate, ops, ops].map(Option::unwrap_or_default);
+            let value = |limit: u64| format!("{number} {limit}");
+            V1_DISK.into_iter().zip(limits.map(value)).collect()
+        }
+    }
+}
+
+const V1_DISK: [&str; 4] = [
+    "blkio.throttle.read_bps_device",
+    "blkio.throttle.write_bps_device",
+    "blkio.throttle.read_iops_device",
+    "blkio.throttle.write_iops_device",
+];
+
+/// The same files, and what takes the limits of a device away, after its number.
+pub fn no_disk_rates(version: Version) -> Vec<(&'static str, &'static str)> {
+    match version {
+        Version::V2 => vec![("io.max", "rbps=max wbps=max riops=max wiops=max")],
+        Version::V1 => V1_DISK.map(|file| (file, "0")).to_vec(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +214,29 @@ mod tests {
         };
         assert_eq!(pids(Isolation::Vm), ["pids.max=1024"]);
         assert_eq!(pids(Isolation::Container), ["pids.max=5120"]);
+    }
+
+    #[test]
+    fn rates_out_of_the_kernels_bounds_are_the_nearest_within() {
+        let limits = Limits {
+            disk_ops: Some(1 << 40),
+            ..Limits::default()
+        };
+        let least = Limits {
+            disk_rate: Some(Bytes(1)),
+            ..Limits::default()
+        };
+        let device = libc::makedev(259, 1_048_575);
+        let v1 = disk_rates(device, &limits, Version::V1);
+        let values: Vec<_> = v1.iter().map(|(_, value)| value.as_str()).collect();
+        let most = "259:1048575 4294967295";
+        assert_eq!(values, ["259:1048575 0", "259:1048575 0", most, most]);
+        let v2 = disk_rates(device, &limits, Version::V2);
+        let value = "259:1048575 rbps=max wbps=max riops=1099511627776 wiops=1099511627776";
+        assert_eq!(v2, [("io.max", value.to_owned())]);
+        let v2 = disk_rates(device, &least, Version::V2);
+        let value = "259:1048575 rbps=2 wbps=2 riops=max wiops=max";
+        assert_eq!(v2, [("io.max", value.to_owned())]);
     }
 
     #[test]

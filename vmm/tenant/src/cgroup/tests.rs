@@ -1,6 +1,6 @@
 use super::*;
-use crate::spec::Spec;
 use crate::spec::tests::spec;
+use crate::spec::{Bytes, Limits, Spec};
 
 /// A hierarchy of plain files: what is written is what a kernel would be told.
 fn played(directory: &Path, version: Version, controllers: &[Controller]) -> Hierarchy {
@@ -182,4 +182,64 @@ fn a_containers_own_group_counts_where_groups_do_not_count_for_those_above() {
     }
     let played = played(directory.path(), Version::V1, &CONTROLLERS);
     assert_eq!(Group::within(vec![played], "a-1").out_of_memory(), 3);
+}
+
+#[test]
+fn a_containers_disk_is_limited_where_its_processes_are_and_freed_again() {
+    let device = nix::libc::makedev(7, 3);
+    let limits = Limits {
+        disk_rate: Some(Bytes::from_mib(1)),
+        ..Limits::default()
+    };
+    const V1: [&str; 4] = ["read_bps", "write_bps", "read_iops", "write_iops"];
+    let v2_names = ["io.max".to_owned()];
+    let v1_names = V1.map(|one| format!("blkio.throttle.{one}_device"));
+    let cases: [(_, _, &[String], &[&str], _); 2] = [
+        (
+            Version::V2,
+            "fief/a-1",
+            &v2_names,
+            &["7:3 rbps=1048576 wbps=1048576 riops=max wiops=max"],
+            "7:3 rbps=max wbps=max riops=max wiops=max",
+        ),
+        (
+            Version::V1,
+            "fief/a-1/tenant",
+            &v1_names,
+            &["7:3 1048576", "7:3 1048576", "7:3 0", "7:3 0"],
+            "7:3 0",
+        ),
+    ];
+    for (version, place, names, limited, free) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join(place);
+        let hierarchy = played(directory.path(), version, &[Controller::Io]);
+        let group = Group::within(vec![hierarchy], "a-1");
+        // Nothing is made for a tenant that does not run.
+        let error = group.limit_disk(device, &limits).unwrap_err();
+        assert!(error.to_string().contains("No such file"), "{error}");
+        assert!(!place.exists());
+        // A kernel without throttling.
+        fs::create_dir_all(&place).unwrap();
+        let error = group.limit_disk(device, &limits).unwrap_err();
+        assert!(
+            error.to_string().contains("CONFIG_BLK_DEV_THROTTLING"),
+            "{error}"
+        );
+        group.limit_disk(device, &Limits::default()).unwrap();
+        for name in names {
+            file(&place.join(name));
+        }
+        group.limit_disk(device, &limits).unwrap();
+        let read = |name: &String| fs::read_to_string(place.join(name)).unwrap();
+        assert_eq!(names.iter().map(read).collect::<Vec<_>>(), limited);
+        group.limit_disk(device, &Limits::default()).unwrap();
+        // Of a plain file, what is written last is the beginning.
+        for name in names {
+            assert!(read(name).starts_with(free), "{name}: {}", read(name));
+        }
+    }
+    let none = Group::within(Vec::new(), "a-1");
+    let error = none.limit_disk(device, &limits).unwrap_err();
+    assert!(error.to_string().contains("no io controller"), "{error}");
 }

@@ -22,10 +22,10 @@ pub struct PolicyArgs {
     /// Share of the host's disks when they are short, 1 to 10000 [100]
     #[arg(long, value_name = "N")]
     io_weight: Option<u16>,
-    /// Bytes a second from and to its disk; 0 for no limit [0]
+    /// Bytes a second from and to its disk, in a container each way; 0 for no limit [0]
     #[arg(long, value_name = "SIZE")]
     disk_rate: Option<Bytes>,
-    /// Requests a second to its disk; 0 for no limit [0]
+    /// Requests a second to its disk, in a container each way; 0 for no limit [0]
     #[arg(long, value_name = "N")]
     disk_ops: Option<u64>,
     /// Bytes a second in each direction of its network; 0 for no limit [0]

@@ -9,12 +9,13 @@ use super::environment::{self, Variable};
 use super::policy::PolicyArgs;
 use super::{Context, Error, Result, exec, isolation, prepare, remote, ssh_key, start};
 use crate::backend::container::runtime::portable;
-use crate::backend::vm;
+use crate::backend::{container, vm};
 use crate::carry::Needs;
 use crate::cgroup::{Group, Settings};
+use crate::network;
 use crate::provide;
 use crate::spec::{Bytes, Isolation, Net, Spec, SpecError, TenantName};
-use crate::store::Tenant;
+use crate::store::{Phase, Tenant};
 use crate::terminal::{output, say};
 
 /// How long the monitor and the agent of a running tenant may take to answer.
@@ -220,7 +221,21 @@ impl Running<'_> {
         Ok(api.with_timeout(PATIENCE).patch_drive(&patch)?)
     }
 
+    /// Whether it is a container, and one that has been made: one that is just being made has its limits of before.
+    fn is_container(&self) -> Result<bool> {
+        if self.after.isolation == Isolation::Vm {
+            return Ok(false);
+        }
+        match self.tenant.state()? {
+            Some(state) if state.phase == Phase::Running => Ok(true),
+            _ => Err(Error::new("it is just starting")),
+        }
+    }
+
     fn limit_disk(&self) -> Result<()> {
+        if self.is_container()? {
+            return Ok(container::limit_disk(self.tenant, &self.after.limits)?);
+        }
         self.patch_disk(PartialDrive {
             drive_id: vm::DISK_DRIVE.to_owned(),
             path_on_host: None,
@@ -231,6 +246,11 @@ impl Running<'_> {
     fn limit_net(&self) -> Result<()> {
         if self.after.net == Net::None {
             return Ok(());
+        }
+        if self.is_container()? {
+            let network = network::Record::read(self.tenant.directory())?;
+            let rate = self.after.limits.net_rate;
+            return Ok(network.map_or(Ok(()), |network| network::limit(&network, rate))?);
         }
         let limiter = Some(self.after.limits.net_limiter());
         let (_directory, api) = vm::api(self.tenant)?;

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -28,6 +28,7 @@ use nix::net::if_::if_nametoindex;
 use super::error::{Result, failed};
 use super::netlink::Netlink;
 use super::record::{LINK_PREFIX, Record};
+use crate::spec::Bytes;
 
 /// The end of the veth pair inside the namespace.
 const UP: &str = "up0";
@@ -112,15 +113,16 @@ pub fn connect(inner: &str, mtu: u32) -> Result<()> {
     let kernel = Netlink::open().map_err(failed("speak to the kernel"))?;
     let up = index(UP)?;
     let tap = index(inner)?;
-    // That leads to a container's link of a run before, and to nothing since.
-    forget_ingress(&kernel, up)?;
+    // What a container's run before left there. That leads to a link that is gone since.
+    forget(&kernel, ingress(up)).map_err(failed("take back traffic control (sch_ingress)"))?;
+    forget(&kernel, root(up)).map_err(failed("take back the network's rate (sch_tbf)"))?;
     for (at, from) in [up, tap].into_iter().enumerate() {
         let (to, protocols) = match at {
             0 => (tap, TO_TENANT.as_slice()),
             _ => (up, FROM_TENANT.as_slice()),
         };
         kernel
-            .ask(ingress(from), NEW)
+            .ask(RouteNetlinkMessage::NewQueueDiscipline(ingress(from)), NEW)
             .map_err(failed("set up traffic control (sch_ingress)"))?;
         for (order, &protocol) in (1..).zip(protocols) {
             kernel
@@ -130,6 +132,33 @@ pub fn connect(inner: &str, mtu: u32) -> Result<()> {
     }
     for link in [up, tap] {
         switch_on(&kernel, link, Some(mtu)).map_err(failed("switch the tenant's link on"))?;
+    }
+    Ok(())
+}
+
+/// Lets frames leave by each end in a container's namespace at this rate, in bytes a second: those of the tenant by [`UP`], those
+/// for it by [`INNER`]. Without a rate, nothing holds them up. This thread is in the namespace.
+///
+/// # Errors
+/// The kernel lacks sch_tbf, or the container is not there.
+pub fn limit(mtu: u32, rate: Option<Bytes>) -> Result<()> {
+    let kernel = Netlink::open().map_err(failed("speak to the kernel"))?;
+    for link in [UP, INNER] {
+        let mut message = root(index(link)?);
+        let done = match rate {
+            Some(rate) => {
+                message.attributes = token_bucket(rate.0, mtu);
+                let replace = NLM_F_CREATE | NLM_F_REPLACE;
+                kernel.ask(RouteNetlinkMessage::NewQueueDiscipline(message), replace)
+            }
+            None => forget(&kernel, message),
+        };
+        // It was found above: what is missing is the discipline (Linux, net/sched/sch_api.c, qdisc_create).
+        let done = done.map_err(|error| match error.raw_os_error() {
+            Some(nix::libc::ENOENT) => io::Error::other("this kernel has no sch_tbf"),
+            _ => error,
+        });
+        done.map_err(failed(format!("limit what leaves by {link}")))?;
     }
     Ok(())
 }
@@ -325,17 +354,49 @@ fn route_message(link: u32, tenant: IpAddr, gateway: IpAddr) -> RouteNetlinkMess
     RouteNetlinkMessage::NewRoute(message)
 }
 
+/// A queue discipline that lets `rate` bytes a second pass, and those of one second at once, as a monitor does. But a frame
+/// that is larger than a full bucket would never pass: there is room for the largest. (Linux, net/sched/sch_tbf.c and
+/// include/uapi/linux/pkt_sched.h, struct tc_tbf_qopt.)
+fn token_bucket(rate: u64, mtu: u32) -> Vec<TcAttribute> {
+    /// Options: parameters, rate and size of the bucket in bytes.
+    const TCA_TBF_PARMS: u16 = 1;
+    const TCA_TBF_RATE64: u16 = 4;
+    const TCA_TBF_BURST: u16 = 6;
+    const TC_LINKLAYER_ETHERNET: u8 = 1;
+    const ETHERNET_HEADER: u32 = 14;
+    /// What may wait, in bytes: of a quarter of a second, at least two of the largest frames before they are segmented, and not
+    /// so much that small ones take the host's memory.
+    const QUEUE: std::ops::RangeInclusive<u32> = 128 << 10..=1 << 20;
+    let short = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let burst = short(rate).max(mtu + ETHERNET_HEADER);
+    let queue = short(rate / 4).clamp(*QUEUE.start(), *QUEUE.end());
+    // struct tc_ratespec twice, of which the second, a peak's, is not in use; then limit, buffer and mtu, of which the last two
+    // are for those who do not say the size in bytes.
+    let mut parameters = vec![0, TC_LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
+    parameters.extend(short(rate).to_ne_bytes());
+    parameters.extend([0; 12]);
+    parameters.extend(queue.to_ne_bytes());
+    parameters.extend([0; 8]);
+    let options = [
+        (TCA_TBF_PARMS, parameters),
+        (TCA_TBF_RATE64, rate.to_ne_bytes().to_vec()),
+        (TCA_TBF_BURST, burst.to_ne_bytes().to_vec()),
+    ];
+    let options = options.map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value)));
+    vec![
+        TcAttribute::Kind("tbf".to_owned()),
+        TcAttribute::Options(options.to_vec()),
+    ]
+}
+
 fn traffic(link: u32) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = link.cast_signed();
     message
 }
 
-/// Removes that place with its filters; none is fine.
-fn forget_ingress(kernel: &Netlink, link: u32) -> Result<()> {
-    let RouteNetlinkMessage::NewQueueDiscipline(message) = ingress(link) else {
-        return Ok(());
-    };
+/// Removes a queue discipline with its filters; none is fine.
+fn forget(kernel: &Netlink, message: TcMessage) -> io::Result<()> {
     match kernel.ask(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
         // There is none (Linux, net/sched/sch_api.c, tc_get_qdisc).
         Err(error)
@@ -344,17 +405,24 @@ fn forget_ingress(kernel: &Netlink, link: u32) -> Result<()> {
         {
             Ok(())
         }
-        other => other.map_err(failed("take back traffic control (sch_ingress)")),
+        other => other,
     }
 }
 
 /// The place where frames that arrive on the link are looked at.
-fn ingress(link: u32) -> RouteNetlinkMessage {
+fn ingress(link: u32) -> TcMessage {
     let mut message = traffic(link);
     message.header.parent = TcHandle::INGRESS;
     message.header.handle = INGRESS;
     message.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
-    RouteNetlinkMessage::NewQueueDiscipline(message)
+    message
+}
+
+/// The place where frames that leave by the link wait.
+fn root(link: u32) -> TcMessage {
+    let mut message = traffic(link);
+    message.header.parent = TcHandle::ROOT;
+    message
 }
 
 /// Frames of `protocol` that arrive on `from` leave by `to`.
@@ -382,4 +450,48 @@ fn redirect(from: u32, to: u32, protocol: u16, order: u16) -> RouteNetlinkMessag
         ))]),
     ];
     RouteNetlinkMessage::NewTrafficFilter(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Nla;
+
+    use super::*;
+
+    /// What the kernel reads: the rate of the parameters, what may wait, the rate of 64 bits, and the bucket's size.
+    fn read(rate: u64) -> (u32, u32, u64, u32) {
+        let all = token_bucket(rate, 1500);
+        let [TcAttribute::Kind(kind), TcAttribute::Options(options)] = &all[..] else {
+            panic!("{all:?}");
+        };
+        assert_eq!(kind, "tbf");
+        let values: Vec<(u16, Vec<u8>)> = options
+            .iter()
+            .map(|one| {
+                let mut value = vec![0; one.value_len()];
+                one.emit_value(&mut value);
+                (one.kind(), value)
+            })
+            .collect();
+        let [(1, parameters), (4, wide), (6, burst)] = &values[..] else {
+            panic!("{values:?}");
+        };
+        // sizeof(struct tc_tbf_qopt)
+        assert_eq!(parameters.len(), 36);
+        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+        (
+            word(&parameters[8..12]),
+            word(&parameters[24..28]),
+            u64::from_ne_bytes(wide[..].try_into().unwrap()),
+            word(burst),
+        )
+    }
+
+    #[test]
+    fn a_bucket_holds_one_second_and_at_least_one_frame() {
+        assert_eq!(read(1 << 20), (1 << 20, 256 << 10, 1 << 20, 1 << 20));
+        assert_eq!(read(1), (1, 128 << 10, 1, 1514));
+        let wide = 10_u64 << 30;
+        assert_eq!(read(wide), (u32::MAX, 1 << 20, wide, u32::MAX));
+    }
 }

@@ -39,7 +39,7 @@ pub use record::{Record, V6};
 pub use tap::TAP;
 
 use crate::process::{NET_ADMIN, SYS_ADMIN, has_capability};
-use crate::spec::{Isolation, Net, Spec};
+use crate::spec::{Bytes, Isolation, Net, Spec};
 use crate::store::{Held, failed as file_failed};
 use error::failed;
 use pool::Pool;
@@ -228,6 +228,16 @@ pub fn attach(record: &Record, inside: &fs::File) -> Result<()> {
         link::connect(link::INNER, record.mtu)
     })
     .map_err(entering())?
+}
+
+/// Limits each direction of a container's network, which is attached, to this many bytes a second; or no more.
+///
+/// # Errors
+/// No permission, the kernel cannot do it, or the container's interface is not there.
+pub fn limit(record: &Record, rate: Option<Bytes>) -> Result<()> {
+    let entering = || failed(format!("enter the namespace {}", record.namespace));
+    let inside = open_namespace(record).map_err(entering())?;
+    namespace::within(&inside, || link::limit(record.mtu, rate)).map_err(entering())?
 }
 
 /// The state directory of the tenant in `directory`.

@@ -249,16 +249,17 @@ impl Life<'_> {
                 Err(error) => unlimited.push(error.to_string()),
             }
         }
-        if spec.isolation == Isolation::Container {
-            if !spec.allow_unenforced {
-                refuse_unenforced(&unlimited)?;
+        if spec.isolation == Isolation::Container && !spec.allow_unenforced {
+            let disk = spec.limits.of_disk();
+            if !disk.is_empty() && !self.group.has_io() {
+                unlimited.push(format!("so {} cannot hold", disk.join(" and ")));
             }
-            let accepted = spec.limits.of_monitor().into_iter();
-            unlimited.extend(accepted.map(|flag| format!("{flag} is for virtual machines")));
+            refuse_unenforced(&unlimited)?;
         }
         let killed_before = self.group.out_of_memory();
         let mut backend = self.backend(&spec, network)?;
         let mut spawned = backend.spawn()?;
+        unlimited.append(&mut spawned.unlimited);
         // Not written down before it has booted: if this process dies meanwhile, the kernel ends its child.
         state.monitor = identify(spawned.child.id());
         state.phase = Phase::Running;

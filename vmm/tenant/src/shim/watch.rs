@@ -147,6 +147,7 @@ impl Watch<'_> {
     fn kill(&mut self) {
         self.asked_to_end = true;
         self.deadline = None;
+        self.backend.hurry();
         // It may just have ended by itself.
         let _ = self.output.child.kill();
     }
@@ -279,6 +280,7 @@ impl Output {
             console,
             messages,
             events,
+            unlimited: _,
         } = spawned;
         for end in [&console, &messages] {
             fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))

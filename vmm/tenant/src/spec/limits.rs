@@ -47,12 +47,11 @@ impl Limits {
         Ok(())
     }
 
-    /// Those that are enforced by a monitor, which a container does not have.
-    pub fn of_monitor(&self) -> Vec<&'static str> {
+    /// The flags of the disk's rates that there are.
+    pub fn of_disk(&self) -> Vec<&'static str> {
         let flags = [
             ("--disk-rate", self.disk_rate.is_some()),
             ("--disk-ops", self.disk_ops.is_some()),
-            ("--net-rate", self.net_rate.is_some()),
         ];
         let asked = flags.into_iter().filter(|(_, asked)| *asked);
         asked.map(|(flag, _)| flag).collect()

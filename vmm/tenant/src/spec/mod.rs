@@ -233,10 +233,6 @@ pub enum SpecError {
     )]
     MuchEnv(usize),
     #[error(
-        "{0} cannot be enforced for a container; leave it out, use --isolation vm, or accept that with --allow-unenforced"
-    )]
-    Unenforced(String),
-    #[error(
         "--gpu {0} is a device for a container; add --isolation container, or leave it out (machines get no devices yet)"
     )]
     GpuForMachine(Gpu),
@@ -313,10 +309,6 @@ impl Spec {
     }
 
     fn check_container(&self) -> Result<(), SpecError> {
-        let limits = self.limits.of_monitor();
-        if self.isolation == Isolation::Container && !self.allow_unenforced && !limits.is_empty() {
-            return Err(SpecError::Unenforced(limits.join(" and ")));
-        }
         for (at, gpu) in self.gpus.iter().enumerate() {
             if self.isolation == Isolation::Vm {
                 return Err(SpecError::GpuForMachine(gpu.clone()));

@@ -321,31 +321,3 @@ fn variables_that_no_command_could_be_given_are_refused() {
     let much = with("A", &"x".repeat(MAX_ENV)).check(TOTAL);
     assert_eq!(much, Err(SpecError::MuchEnv(MAX_ENV + 3)));
 }
-
-#[test]
-fn a_container_is_given_no_limit_that_nobody_enforces() {
-    let limited = Spec {
-        isolation: Isolation::Container,
-        limits: Limits {
-            disk_ops: Some(1),
-            net_rate: Some(Bytes(1 << 20)),
-            ..Limits::default()
-        },
-        ..spec()
-    };
-    let error = limited.check(TOTAL).unwrap_err();
-    assert_eq!(
-        error,
-        SpecError::Unenforced("--disk-ops and --net-rate".to_owned())
-    );
-    let accepted = Spec {
-        allow_unenforced: true,
-        ..limited.clone()
-    };
-    accepted.check(TOTAL).unwrap();
-    let machine = Spec {
-        isolation: Isolation::Vm,
-        ..limited
-    };
-    machine.check(TOTAL).unwrap();
-}

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::libc;
+use nix::libc::{self, dev_t};
 
 /// How often another process may take the device that was free a moment ago.
 const TRIES: u32 = 64;
@@ -50,7 +50,7 @@ struct Config {
 #[derive(Debug)]
 pub struct LoopDevice {
     /// Kept open: one that nobody uses is taken down.
-    _device: File,
+    device: File,
     path: PathBuf,
 }
 
@@ -75,10 +75,7 @@ impl LoopDevice {
                 // SAFETY: the descriptors are open, `config` lives through the call.
                 match unsafe { configure(device.as_raw_fd(), &raw const config) } {
                     Ok(_) => {
-                        return Ok(Self {
-                            _device: device,
-                            path,
-                        });
+                        return Ok(Self { device, path });
                     }
                     Err(Errno::EBUSY) => {}
                     Err(Errno::EINVAL) if flags & DIRECT_IO != 0 => break,
@@ -93,13 +90,22 @@ impl LoopDevice {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Its number.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    pub fn number(&self) -> io::Result<dev_t> {
+        Ok(self.device.metadata()?.rdev())
+    }
 }
 
-/// Whether a loop device is made of this file: what is mounted from it may not be mounted a second time.
+/// The number of the loop device that is made of this file, if one is: what is mounted from it may not be mounted a second
+/// time.
 ///
 /// # Errors
 /// A device that is there cannot be looked at: what it is made of is not known.
-pub fn is_in_use(file: &File) -> io::Result<bool> {
+pub fn device_of(file: &File) -> io::Result<Option<dev_t>> {
     let wanted = file.metadata()?;
     for entry in fs::read_dir("/sys/block")? {
         let name = entry?.file_name();
@@ -116,13 +122,15 @@ pub fn is_in_use(file: &File) -> io::Result<bool> {
         let mut info: Info = unsafe { std::mem::zeroed() };
         // SAFETY: the descriptor is open, `info` lives through the call.
         match unsafe { get_status(device.as_raw_fd(), &raw mut info) } {
-            Ok(_) if info.inode == wanted.ino() && info.device == wanted.dev() => return Ok(true),
+            Ok(_) if info.inode == wanted.ino() && info.device == wanted.dev() => {
+                return Ok(Some(device.metadata()?.rdev()));
+            }
             Ok(_) => {}
             Err(errno) if is_gone(&errno.into()) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Whether a device was taken down since it was listed.

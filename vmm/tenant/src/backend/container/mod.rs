@@ -32,14 +32,14 @@ use super::{
 use crate::cgroup::{CONTAINER_PROCESSES, Group, Version};
 use crate::network::{self, NetworkError, Record};
 use crate::process::{self, Child, Finished, Process};
-use crate::spec::{Init, Spec};
+use crate::spec::{Init, Isolation, Limits, Spec};
 use crate::store::{Reason, Tenant};
 
 use bundle::Description;
 use cdi::Devices;
 use ids::IdRange;
 use namespaces::Namespaces;
-use root::{Layers, RootError};
+use root::{Layers, Root, RootError};
 use runtime::{Runtime, RuntimeError};
 
 /// The agent finds its listening socket here (systemd's SD_LISTEN_FDS_START, which runtimes count from, too).
@@ -83,6 +83,10 @@ pub enum ContainerError {
         "{runtime} cannot make the container: {why}; `fief doctor` shows which runtimes work here"
     )]
     Refused { runtime: String, why: String },
+    #[error(
+        "this machine cannot enforce {0}; leave the limit out, use --isolation vm, or accept that with --allow-unenforced"
+    )]
+    Unenforced(String),
     #[error("it was told to stop before it had started")]
     GivenUp,
     #[error("{what}: {source}")]
@@ -181,7 +185,7 @@ impl Container {
             pipe2(OFlag::O_CLOEXEC).map_err(|errno| cannot("cannot make a pipe")(errno.into()))?;
         let devices = cdi::resolve(&self.spec.gpus)?;
         let ids = ids::claim(&self.tenant)?;
-        let messages = elsewhere(|| {
+        let (messages, unlimited) = elsewhere(|| {
             // The runtime works with all of these in the mount namespace that hides one place.
             let mut needed = vec![
                 self.tenant.directory(),
@@ -207,11 +211,12 @@ impl Container {
                 .map_err(cannot("cannot make the cgroups ready for the runtime"))?;
             self.runtime.protect();
             let nodes = root::device_nodes(place, &devices.nodes, ids)?;
-            self.write_bundle(&root, ids, &namespaces, &devices, &nodes)?;
+            self.write_bundle(&root.path, ids, &namespaces, &devices, &nodes)?;
             if let Some(network) = &self.network {
                 network::attach(network, namespaces.network())?;
             }
-            self.launch(listener, wait)
+            let unlimited = self.limit(&root)?;
+            Ok((self.launch(listener, wait)?, unlimited))
         })?;
         self.go = Some(go);
         let child = fs::read_to_string(self.tenant.run_directory().join(PID_FILE))
@@ -226,7 +231,31 @@ impl Container {
             console,
             messages,
             events: None,
+            unlimited,
         })
+    }
+
+    /// Sets the rates of its disk and its network, before it makes use of any; what could not be limited, one clause each.
+    fn limit(&self, root: &Root) -> Result<Vec<String>> {
+        let limits = &self.spec.limits;
+        let mut failures = Vec::new();
+        // Those of a run before went with it.
+        let disk = limits.of_disk();
+        if !disk.is_empty()
+            && let Err(error) = self.group.limit_disk(root.disk, limits)
+        {
+            failures.push(format!("{}: {error}", disk.join(" and ")));
+        }
+        if let (Some(network), Some(rate)) = (&self.network, limits.net_rate)
+            && let Err(error) = network::limit(network, Some(rate))
+        {
+            failures.push(format!("--net-rate: {error}"));
+        }
+        if failures.is_empty() || self.spec.allow_unenforced {
+            Ok(failures)
+        } else {
+            Err(ContainerError::Unenforced(failures.join("; ")))
+        }
     }
 
     fn write_bundle(
@@ -355,6 +384,11 @@ impl Backend for Container {
         "its process 1"
     }
 
+    /// Process 1 takes its mounts with it, and has ended only when what it had written is on the disk.
+    fn hurry(&self) {
+        let _ = self.group.free_disk();
+    }
+
     fn clear(&mut self) {
         // What it cannot remove goes with the run directory and the cgroup, which the shim removes.
         let mut command = self.command(&["delete", "--force", ID]);
@@ -367,6 +401,17 @@ impl Backend for Container {
         // What the runtime had begun to make is this process's, as the nearest parent that has not ended.
         process::reap_adopted();
     }
+}
+
+/// Gives the disk of a tenant's container, which runs, these rates.
+///
+/// # Errors
+/// It does not run, or this machine cannot limit it.
+pub fn limit_disk(tenant: &Tenant, limits: &Limits) -> io::Result<()> {
+    let disk = File::open(tenant.disk(Isolation::Container))?;
+    let device = loop_device::device_of(&disk)?
+        .ok_or_else(|| io::Error::other("its disk is not mounted"))?;
+    Group::of(tenant).limit_disk(device, limits)
 }
 
 /// Asks the container of a running tenant to shut down, without its agent: by systemd's signal for power-off (systemd(1),

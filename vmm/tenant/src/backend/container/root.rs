@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, openat};
-use nix::libc;
+use nix::libc::{self, dev_t};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -25,7 +25,7 @@ use rustix::mount::{
 use super::SECBIT_NO_SETUID_FIXUP;
 use super::cdi::Node;
 use super::ids::IdRange;
-use super::loop_device::{LoopDevice, is_in_use};
+use super::loop_device::{LoopDevice, device_of};
 use super::namespaces::Namespaces;
 use crate::process::elsewhere;
 
@@ -86,6 +86,15 @@ pub struct Layers<'a> {
     pub give_up: BorrowedFd<'a>,
 }
 
+/// A root that is mounted.
+#[derive(Debug)]
+pub struct Root {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The number of the block device that the tenant's own layer is on.
+    pub disk: dev_t,
+}
+
 /// The place to mount a root at: one that hides none of the files that are needed afterwards.
 ///
 /// # Errors
@@ -113,11 +122,11 @@ pub fn own_mounts() -> io::Result<()> {
     Ok(mount(none, "/", none, flags, none)?)
 }
 
-/// Mounts the root in a mount namespace that this thread gets for it; where it is there.
+/// Mounts the root in a mount namespace that this thread gets for it.
 ///
 /// # Errors
 /// See [`RootError`].
-pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
+pub fn mount_all(layers: Layers<'_>) -> Result<Root, RootError> {
     own_mounts().map_err(failed("make a mount namespace"))?;
     let place = layers.place;
     cover(place)?;
@@ -128,11 +137,14 @@ pub fn mount_all(layers: Layers<'_>) -> Result<PathBuf, RootError> {
     let image = mount_image(layers)?;
     give(layers.namespaces, &image, "the image", layers.image_format)?;
     put(&image, &lower)?;
-    let layer = mount_disk(layers.disk, layers.give_up)?;
+    let (layer, device) = mount_disk(layers.disk, layers.give_up)?;
     give(layers.namespaces, &layer, "the tenant's disk", "ext4")?;
     put(&layer, &disk)?;
     overlay(&lower, &disk, &root, layers.ids)?;
-    Ok(root)
+    Ok(Root {
+        path: root,
+        disk: device,
+    })
 }
 
 /// Where the image is that [`mount_all`]'s root was laid over.
@@ -201,15 +213,20 @@ fn mount_image(layers: Layers<'_>) -> Result<OwnedFd, RootError> {
     new_mount(layers.image_format, device.path(), true).map_err(failed(mounting()))
 }
 
-/// The layer with its two directories, which must be made before its ids are mapped: this process has none of those.
-fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<OwnedFd, RootError> {
+/// The layer with its two directories, which must be made before its ids are mapped: this process has none of those. And the
+/// number of its device.
+fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<(OwnedFd, dev_t), RootError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .open(path)
         .map_err(failed(format!("open the tenant's disk {}", path.display())))?;
     let deadline = Instant::now() + PATIENCE;
-    while is_in_use(&file).map_err(failed("look at the loop devices"))? {
+    let in_use = || {
+        let device = device_of(&file).map_err(failed("look at the loop devices"))?;
+        Ok::<_, RootError>(device.is_some())
+    };
+    while in_use()? {
         // In a moment, or at once if nobody wants it any more.
         let given_up = poll(&mut [PollFd::new(give_up, PollFlags::POLLIN)], POLL_MS);
         if given_up.is_ok_and(|count| count > 0) {
@@ -221,6 +238,7 @@ fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<OwnedFd, RootError
     }
     let device =
         LoopDevice::of(&file).map_err(failed("make a loop device of the tenant's disk"))?;
+    let number = (device.number()).map_err(failed("look at the tenant's loop device"))?;
     let mounted = new_mount("ext4", device.path(), false).map_err(failed(format!(
         "mount the tenant's disk {}",
         path.display()
@@ -236,7 +254,7 @@ fn mount_disk(path: &Path, give_up: BorrowedFd<'_>) -> Result<OwnedFd, RootError
         };
         made.map_err(|error| failed(format!("make '{name}' on the tenant's disk"))(error.into()))?;
     }
-    Ok(mounted)
+    Ok((mounted, number))
 }
 
 /// Lets the file system fill its file, which may have been made larger since.
