@@ -1,6 +1,6 @@
 //! OCI runtimes that hang or die, and what a container may make many of: nothing of it stays on the host.
 
-use fief_tests::{in_host, run, spawn, waiting};
+use fief_tests::{Said, in_host, run, spawn, waiting};
 
 use super::Tenant;
 
@@ -110,6 +110,86 @@ fn processes_are_limited_and_there_are_as_many_as_are_told() {
     assert!((1140..=1150).contains(&current), "{current}");
     // Full as it is, it can be ended.
     run("kill rt-pids").ok();
+}
+
+/// A place whose cgroups have every controller but memory, as in a container that was handed down no more, and a state
+/// directory there.
+struct Lacking;
+
+impl Lacking {
+    const GROUP: &str = "/sys/fs/cgroup/rt-lacking";
+
+    fn new() -> Self {
+        let group = Self::GROUP;
+        in_host(&format!(
+            "set -e; mkdir -p -m 700 /var/lib/fief-lacking; ln -sfn /var/lib/fief/images /var/lib/fief-lacking/images
+             mkdir -p {group}/top/self; echo '+cpu +io +pids +memory' > /sys/fs/cgroup/cgroup.subtree_control
+             echo '+cpu +io +pids' > {group}/cgroup.subtree_control; echo 0 > {group}/top/cgroup.procs
+             unshare -C -m sh -ec 'umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; echo 0 > /sys/fs/cgroup/self/cgroup.procs
+                 exec sleep 86401' > /dev/null 2>&1 & echo $! > /var/lib/fief-lacking/holder"
+        ))
+        .ok();
+        waiting::until("the place is there", || {
+            let members = in_host(&format!("cat {group}/top/self/cgroup.procs"));
+            (!members.out.is_empty()).then_some(())
+        });
+        Self
+    }
+
+    fn run(&self, command: &str) -> Said {
+        in_host(&format!(
+            "echo 0 > {}/top/self/cgroup.procs; exec nsenter -t $(cat /var/lib/fief-lacking/holder) -m -C \
+             fief --host native --state-dir /var/lib/fief-lacking {command}",
+            Self::GROUP
+        ))
+    }
+}
+
+impl Drop for Lacking {
+    fn drop(&mut self) {
+        in_host(&format!(
+            "kill -9 $(cat /var/lib/fief-lacking/holder); sleep 0.2; rm -r /var/lib/fief-lacking
+             find {} -depth -type d -exec rmdir {{}} ';'",
+            Self::GROUP
+        ));
+    }
+}
+
+#[test]
+fn a_limit_that_cannot_be_enforced_is_refused_or_left_out_and_the_container_has_its_group() {
+    let place = Lacking::new();
+    for runtime in ["crun", "runc"] {
+        let options = format!("{CONTAINER} --runtime {runtime}");
+        let error = place.run(&format!("run --rm {options} -- true")).fails(125);
+        assert!(
+            error.contains("no memory controller") && error.contains("--allow-unenforced"),
+            "{error}"
+        );
+        let options = format!("{options} --allow-unenforced");
+        place.run(&format!("run -d --name rt-free {options}")).ok();
+        let inspected = super::json(&place.run("ps --json").ok())[0].clone();
+        let group = format!("{}/top/fief/rt-free-*", Lacking::GROUP);
+        let file = |name: &str| in_host(&format!("cat {group}/{name}")).ok();
+        assert_eq!(
+            file("tenant/cgroup.procs"),
+            inspected["monitor_pid"].to_string()
+        );
+        assert_eq!(file("tenant/pids.max"), "4096");
+        // One that is found by its group alone.
+        in_host(&format!(
+            "sh -c 'echo 0 > $(echo {group})/tenant/cgroup.procs; exec sleep 86402' > /dev/null 2>&1 &"
+        ))
+        .ok();
+        waiting::until("it is in the group", || {
+            (file("tenant/cgroup.procs").lines().count() == 2).then_some(())
+        });
+        in_host(&format!("kill -9 {}", inspected["shim_pid"])).ok();
+        place.run("rm -f rt-free").ok();
+        waiting::until("nothing is left", || {
+            let groups = in_host(&format!("ls -d {group}")).code == Some(0);
+            (!groups && in_host("pgrep -f 'sleep 8640[2]'").code != Some(0)).then_some(())
+        });
+    }
 }
 
 #[test]

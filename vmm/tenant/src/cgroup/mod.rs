@@ -51,6 +51,8 @@ struct Part {
 pub struct Group {
     id: String,
     parts: Vec<Part>,
+    /// Of the first hierarchy that is mounted, whatever its controllers.
+    first: Option<Version>,
 }
 
 /// A container's shim is in this group below its tenant's, and the container in the other: version 2 has processes only in
@@ -75,7 +77,11 @@ impl Group {
         let directory = tenant.directory().as_os_str().as_encoded_bytes();
         let hash = fief_images::store::hash_bytes(directory);
         let id = format!("{}-{}", tenant.name, hash.get(..12).unwrap_or(&hash));
-        Self::within(hierarchies().unwrap_or_default(), &id)
+        let first = mounts().unwrap_or_default().into_iter().next();
+        Self {
+            first: first.map(|(version, _)| version),
+            ..Self::within(hierarchies().unwrap_or_default(), &id)
+        }
     }
 
     /// A group beside those of tenants, for what is to be compared with them.
@@ -96,15 +102,23 @@ impl Group {
         Self {
             id: id.to_owned(),
             parts: hierarchies.into_iter().map(part).collect(),
+            first: None,
         }
     }
 
-    /// The group of a container's processes, from the root of every hierarchy, and the version of the one with the memory
-    /// controller, which it can see; none where this user may make no groups.
+    /// The group of a container's processes, from the root of every hierarchy, and the version of the one that it can see, with
+    /// the memory controller if there is that; none on a machine without cgroups.
     pub fn of_container(&self) -> Option<(String, Version)> {
-        let part = self.part(Controller::Memory)?;
-        let path = format!("/{PARENT}/{}/{CONTAINER}", self.id);
-        Some((path, part.hierarchy.version))
+        let part = self.part(Controller::Memory).or(self.parts.first());
+        let version = part.map(|part| part.hierarchy.version).or(self.first)?;
+        Some((format!("/{PARENT}/{}/{CONTAINER}", self.id), version))
+    }
+
+    /// The controllers that limit groups in it, once it is made.
+    pub fn controllers(&self) -> Vec<Controller> {
+        let all = CONTROLLERS.into_iter();
+        all.filter(|one| self.part(*one).is_some_and(|part| part.has(*one)))
+            .collect()
     }
 
     /// Makes it, or finds it there, and sets its limits. What could not be limited, one clause each; a machine without
@@ -354,6 +368,8 @@ impl Part {
     fn make(&self, controller: Controller) -> io::Result<()> {
         let parent = self.hierarchy.mount.join(PARENT);
         make_group(&parent)?;
+        // Also where it can limit nothing: what is in it is found by it.
+        make_group(&self.path)?;
         if self.hierarchy.version == Version::V2 {
             for group in [&self.hierarchy.mount, &parent] {
                 let file = group.join("cgroup.subtree_control");
@@ -363,7 +379,18 @@ impl Part {
                 }
             }
         }
-        make_group(&self.path)
+        Ok(())
+    }
+
+    /// Whether a group that is there has this controller of its hierarchy: of version 2, its parents hand it down or not.
+    fn has(&self, controller: Controller) -> bool {
+        match self.hierarchy.version {
+            Version::V1 => self.path.exists(),
+            Version::V2 => fs::read_to_string(self.path.join("cgroup.controllers"))
+                .unwrap_or_default()
+                .split_whitespace()
+                .any(|word| word == controller.name()),
+        }
     }
 
     /// Where a container's disk is limited. Limits of version 1 are for the processes of one group, not for those of groups

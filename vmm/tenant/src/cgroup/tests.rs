@@ -85,6 +85,33 @@ fn what_the_machine_lacks_is_told_by_its_name_and_the_rest_is_limited() {
 }
 
 #[test]
+fn a_containers_group_has_a_name_wherever_there_are_cgroups_and_limits_where_they_are_handed_down()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let mine = directory.path().join("fief/a-1");
+    let group = Group::within(
+        vec![played(directory.path(), Version::V2, &CONTROLLERS)],
+        "a-1",
+    );
+    assert_eq!(group.controllers(), []);
+    file(&mine.join("cgroup.controllers"));
+    fs::write(mine.join("cgroup.controllers"), "cpu pids\n").unwrap();
+    assert_eq!(group.controllers(), [Controller::Cpu, Controller::Pids]);
+    let path = "/fief/a-1/tenant".to_owned();
+    assert_eq!(group.of_container(), Some((path.clone(), Version::V2)));
+    let old = played(directory.path(), Version::V1, &[Controller::Cpu]);
+    let group = Group::within(vec![old], "a-1");
+    assert_eq!(group.controllers(), [Controller::Cpu]);
+    assert_eq!(group.of_container(), Some((path.clone(), Version::V1)));
+    let bare = Group {
+        first: Some(Version::V1),
+        ..Group::within(Vec::new(), "a-1")
+    };
+    assert_eq!(bare.of_container(), Some((path, Version::V1)));
+    assert_eq!(Group::within(Vec::new(), "a-1").of_container(), None);
+}
+
+#[test]
 fn a_group_that_may_not_be_made_says_where() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("fief"), "in the way").unwrap();

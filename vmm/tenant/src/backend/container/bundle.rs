@@ -18,7 +18,7 @@ use oci_spec::runtime::{
 use super::cdi::Devices;
 use super::ids::IdRange;
 use super::seccomp;
-use crate::cgroup::Version;
+use crate::cgroup::{Controller, Version};
 use crate::process::{SYS_RESOURCE, has_capability};
 use crate::spec::Bytes;
 
@@ -39,6 +39,8 @@ pub struct Group {
     pub path: String,
     /// Of the hierarchy that is mounted in the container.
     pub version: Version,
+    /// What can be limited in it. A limit that cannot would keep the runtime from making the container.
+    pub controllers: Vec<Controller>,
 }
 
 /// What a bundle describes.
@@ -56,7 +58,7 @@ pub struct Description<'a> {
     pub ids: IdRange,
     /// User (with the map of those) and network.
     pub namespaces: &'a [PathBuf; 2],
-    /// None: the runtime's choice, and no limits.
+    /// None where there are no cgroups: no limits.
     pub group: Option<Group>,
     /// What the tenant's processes may use together, page cache included; swap space none.
     pub memory: Bytes,
@@ -349,21 +351,21 @@ fn resources(description: &Description<'_>) -> Result<LinuxResources, OciSpecErr
             .access("rw");
         devices.push(one.build()?);
     }
-    let resources = LinuxResourcesBuilder::default().devices(devices);
-    if description.group.is_none() {
-        return resources.build();
-    }
-    let limit = i64::try_from(description.memory.0).unwrap_or(i64::MAX);
-    // "swap" is memory and swap space together.
-    let memory = LinuxMemoryBuilder::default()
-        .limit(limit)
-        .swap(limit)
-        .build()?;
-    let pids = LinuxPidsBuilder::default()
-        .limit(i64::try_from(description.pids).unwrap_or(i64::MAX))
-        .build()?;
+    let group = description.group.as_ref();
+    let limits = |one| group.is_some_and(|group| group.controllers.contains(&one));
     // Processors and disks are shared out by the group above, which also holds the shim.
-    resources.memory(memory).pids(pids).build()
+    let mut resources = LinuxResourcesBuilder::default().devices(devices);
+    if limits(Controller::Memory) {
+        let limit = i64::try_from(description.memory.0).unwrap_or(i64::MAX);
+        // "swap" is memory and swap space together.
+        let memory = LinuxMemoryBuilder::default().limit(limit).swap(limit);
+        resources = resources.memory(memory.build()?);
+    }
+    if limits(Controller::Pids) {
+        let limit = i64::try_from(description.pids).unwrap_or(i64::MAX);
+        resources = resources.pids(LinuxPidsBuilder::default().limit(limit).build()?);
+    }
+    resources.build()
 }
 
 /// Half of the memory, as tmpfs has it of a machine's.
@@ -506,6 +508,7 @@ mod tests {
             group: version.map(|version| Group {
                 path: "/fief/alice-0/tenant".to_owned(),
                 version,
+                controllers: vec![Controller::Memory, Controller::Pids],
             }),
             memory: Bytes::from_mib(512),
             pids: 1000,
@@ -600,6 +603,23 @@ mod tests {
                 serde_json::json!([{ "allow": false, "access": "rwm" }])
             );
         }
+    }
+
+    #[test]
+    fn a_limit_that_the_machine_cannot_enforce_is_left_out_and_the_group_is_named() {
+        let with = |controllers: &[Controller]| {
+            let mut description = description(Some(Version::V2));
+            if let Some(group) = &mut description.group {
+                group.controllers = controllers.to_vec();
+            }
+            let spec = serde_json::to_value(spec(&description).unwrap()).unwrap();
+            assert_eq!(spec["linux"]["cgroupsPath"], "/fief/alice-0/tenant");
+            let resources = spec["linux"]["resources"].as_object().unwrap();
+            ["memory", "pids"].map(|name| resources.contains_key(name))
+        };
+        assert_eq!(with(&[Controller::Cpu, Controller::Pids]), [false, true]);
+        assert_eq!(with(&[Controller::Memory]), [true, false]);
+        assert_eq!(with(&[]), [false, false]);
     }
 
     #[test]

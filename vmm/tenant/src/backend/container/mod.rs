@@ -278,7 +278,11 @@ impl Container {
             group: self
                 .group
                 .of_container()
-                .map(|(path, version)| bundle::Group { path, version }),
+                .map(|(path, version)| bundle::Group {
+                    path,
+                    version,
+                    controllers: self.group.controllers(),
+                }),
             memory: self.spec.memory,
             pids: CONTAINER_PROCESSES,
             devices,

@@ -20,7 +20,7 @@ use super::cdi::Devices;
 use super::ids::NOBODYS;
 use super::namespaces::Namespaces;
 use super::root::{self, RootError};
-use crate::cgroup::{Version, mounts};
+use crate::cgroup::{Version, hierarchies, mounts};
 use crate::process::{self, Finished, elsewhere};
 use crate::spec::Bytes;
 
@@ -338,6 +338,7 @@ fn write_bundle(
     let version = mounts()
         .ok()
         .and_then(|all| all.first().map(|(version, _)| *version));
+    let hierarchies = hierarchies().unwrap_or_default().into_iter();
     let mut spec = bundle::spec(&Description {
         root,
         agent,
@@ -349,6 +350,7 @@ fn write_bundle(
         group: version.map(|version| Group {
             path: group.display().to_string(),
             version,
+            controllers: hierarchies.flat_map(|one| one.controllers).collect(),
         }),
         memory: TRIAL_MEMORY,
         pids: TRIAL_PIDS,
