@@ -1,8 +1,11 @@
 //! Users and groups, read by hand: a static glibc has no name service switch.
 
+use std::io::Read;
 use std::path::Path;
 
 use fief_agent_proto::{ErrorKind, RemoteError};
+
+use crate::text;
 
 /// Whom a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +19,6 @@ pub struct Account {
     pub home: Option<String>,
     pub shell: Option<String>,
 }
-
-/// Databases larger than this are read up to here: a tenant may put anything there, and the agent's memory is small.
-const LONGEST_DATABASE: u64 = 4 << 20;
 
 /// Looks up `name`, `name:group`, `uid` or `uid:gid` in the databases below `etc`. A number needs no entry.
 pub fn look_up(wanted: &str, etc: &Path) -> Result<Account, RemoteError> {
@@ -99,14 +99,11 @@ fn member_of(name: &str, primary: u32, groups: &str) -> Vec<u32> {
     ids
 }
 
-/// A missing database is an empty one: a minimal image has none.
-fn read(path: &Path) -> String {
-    use std::io::Read;
+/// The text of a database, as far as it is read. A missing one is empty: a minimal image has none.
+pub fn read(path: &Path) -> String {
     let mut bytes = Vec::new();
-    if let Ok(file) = std::fs::File::open(path)
-        && file.metadata().is_ok_and(|metadata| metadata.is_file())
-    {
-        let _ = file.take(LONGEST_DATABASE).read_to_end(&mut bytes);
+    if let Ok(file) = text::open(path, 0) {
+        let _ = file.take(text::LONGEST).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -158,6 +155,18 @@ mod tests {
         let etc = etc();
         let ann = look_up("ann:staff", etc.path()).unwrap();
         assert_eq!((ann.gid, ann.groups), (50, vec![50]));
+    }
+
+    #[test]
+    fn databases_that_are_fifos_are_empty_ones_and_hold_up_nobody() {
+        let etc = tempfile::tempdir().unwrap();
+        for file in ["passwd", "group"] {
+            let mode = nix::sys::stat::Mode::S_IRWXU;
+            nix::unistd::mkfifo(&etc.path().join(file), mode).unwrap();
+        }
+        assert_eq!(look_up("0", etc.path()).unwrap().home, None);
+        let error = look_up("ann", etc.path()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NoSuchUser);
     }
 
     #[test]

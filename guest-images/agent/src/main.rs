@@ -17,6 +17,7 @@ mod serve;
 mod settings;
 mod shutdown;
 mod spawn;
+mod text;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

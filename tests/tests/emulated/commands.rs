@@ -111,3 +111,23 @@ fn debian_has_apt_and_a_user_who_may_sudo_without_a_password(backend: Backend) {
     assert!(tenant.sh("apt-get --version").ok().starts_with("apt "));
     assert!(tenant.sh(". /etc/os-release; echo $ID").ok() == "debian");
 }
+
+both!(what_a_tenant_puts_in_place_of_its_account_files_holds_up_nobody);
+fn what_a_tenant_puts_in_place_of_its_account_files_holds_up_nobody(backend: Backend) {
+    let tenant = backend.start("unread", "--kernel micro --image busybox");
+    // The control.
+    run("exec --user nobody unread -- true").ok();
+    let fifos = |files: &str| format!("for f in {files}; do mv $f $f.was; mkfifo -m 644 $f; done");
+    tenant.sh(&fifos("/etc/passwd /etc/group")).ok();
+    assert_eq!(run("exec unread -- echo heard").ok(), "heard");
+    let error = run("exec --user nobody unread -- true").fails(125);
+    assert!(error.contains("no user 'nobody'"), "{error}");
+    // A container's runtime reads the accounts, too (docs/containers.md); these are the agent's alone.
+    let back = "for f in /etc/passwd /etc/group; do mv $f.was $f; done";
+    tenant.sh(back).ok();
+    let others = "/etc/hostname /etc/hosts /etc/resolv.conf";
+    tenant.sh(&fifos(others)).ok();
+    run("restart unread").ok();
+    let kinds = tenant.sh(&format!("stat -c %F {others}; hostname")).ok();
+    assert_eq!(kinds, "fifo\nfifo\nfifo\nunread");
+}

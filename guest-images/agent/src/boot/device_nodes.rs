@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use crate::log;
+use crate::{log, text};
 
 /// What every user may use, by udev's default rules; the rest is root's.
 const OPEN_TO_ALL: [&str; 2] = ["fuse", "net/tun"];
@@ -32,7 +32,7 @@ pub fn make() {
     });
     let text = list
         .ok()
-        .and_then(|list| fs::read_to_string(list).ok())
+        .and_then(|list| text::read(&list).ok())
         .unwrap_or_default();
     for node in text.lines().filter_map(parse) {
         let path = PathBuf::from("/dev").join(node.name);

@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::log;
+use crate::{log, text};
 
 /// Brings `lo` up; its addresses come by themselves.
 pub fn loopback_up() {
@@ -51,18 +52,19 @@ pub fn set_name(name: &str) -> io::Result<()> {
         nix::unistd::sethostname(name)?;
     }
     fs::create_dir_all("/etc")?;
-    if fs::read_to_string("/etc/hostname")
-        .unwrap_or_default()
-        .trim()
-        != name
-    {
-        fs::write("/etc/hostname", format!("{name}\n"))?;
+    let file = Path::new("/etc/hostname");
+    if text::read(file).unwrap_or_default().trim() != name {
+        text::write(file, &format!("{name}\n")).map_err(at(file))?;
     }
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    if let Some(hosts) = with_name(&hosts, name) {
-        fs::write("/etc/hosts", hosts)?;
+    let file = Path::new("/etc/hosts");
+    if let Some(hosts) = with_name(&text::read(file).map_err(at(file))?, name) {
+        text::write(file, &hosts).map_err(at(file))?;
     }
     Ok(())
+}
+
+fn at(file: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::other(format!("{}: {error}", file.display()))
 }
 
 /// The hosts file with what is missing in it; None if nothing is.

@@ -5,6 +5,8 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
+use crate::text;
+
 /// The first line of what is fief's.
 const MARK: &str = "# Made by fief at every start. Without this line the file is yours.";
 
@@ -34,15 +36,12 @@ pub fn set_up(servers: &[IpAddr], root: &Path) -> io::Result<()> {
             // Somebody's own arrangement.
             None => Ok(()),
         },
-        Err(_) => {
-            let found = fs::read_to_string(&path).unwrap_or_default();
-            let ours = found.trim().is_empty() || found.lines().next() == Some(MARK);
-            if ours {
+        Err(_) => match text::read(&path) {
+            Ok(found) if found.trim().is_empty() || found.lines().next() == Some(MARK) => {
                 write(&path, &text(servers))
-            } else {
-                Ok(())
             }
-        }
+            _ => Ok(()),
+        },
     }
 }
 
@@ -73,7 +72,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    fs::write(path, text)
+    text::write(path, text)
 }
 
 #[cfg(test)]
@@ -123,6 +122,10 @@ mod tests {
         std::os::unix::fs::symlink("own.conf", &path).unwrap();
         set_up(&servers(), root.path()).unwrap();
         assert!(!root.path().join("etc/own.conf").exists());
+        fs::remove_file(&path).unwrap();
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&path, mode).unwrap();
+        set_up(&servers(), root.path()).unwrap();
         // Without servers there is nothing to say.
         fs::remove_file(&path).unwrap();
         set_up(&[], root.path()).unwrap();

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::unistd::Uid;
 
 use super::files::{self, Failure};
-use crate::account::{Account, look_up};
+use crate::account::{self, Account, look_up};
 
 /// Ids of people's accounts (login.defs(5), UID_MIN and UID_MAX).
 const IDS: std::ops::RangeInclusive<u32> = 1000..=59_999;
@@ -37,7 +37,7 @@ pub fn ensure(name: &str, root: &Path) -> Result<Account, Failure> {
 }
 
 fn make(name: &str, root: &Path, etc: &Path) -> Result<(), Failure> {
-    let read = |file: &str| fs::read_to_string(etc.join(file)).unwrap_or_default();
+    let read = |file: &str| account::read(&etc.join(file));
     let (passwd, group) = (read("passwd"), read("group"));
     let taken = |id: u32| has(&passwd, 2, &id.to_string()) || has(&group, 2, &id.to_string());
     let id = IDS

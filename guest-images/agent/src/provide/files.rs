@@ -1,15 +1,14 @@
 //! Text files that are read, changed and put in place as a whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 
-/// Longer files are somebody's own idea of such a file.
-const LONGEST: u64 = 4 << 20;
+use crate::text;
 
 /// Why a file is not as it should be.
 #[derive(Debug)]
@@ -98,21 +97,11 @@ pub fn update(path: &Path, mode: u32, change: impl FnOnce(&str) -> String) -> Re
 /// # Errors
 /// It is no regular file, not text, too long, or the file system's.
 fn read(path: &Path) -> io::Result<Option<(File, String)>> {
-    let opened = OpenOptions::new()
-        .read(true)
-        // A FIFO must not hold up anybody.
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
-    let file = match opened {
+    let file = match text::open(path, libc::O_NOFOLLOW) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let found = file.metadata()?;
-    if !found.is_file() || found.len() > LONGEST {
-        return Err(io::Error::other("it is no regular file of a usual size"));
-    }
-    let mut text = String::new();
-    (&file).take(LONGEST).read_to_string(&mut text)?;
+    let text = text::read_from(&file)?;
     Ok(Some((file, text)))
 }
 
