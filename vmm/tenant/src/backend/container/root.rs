@@ -359,6 +359,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_system_that_cannot_be_given_to_other_ids_is_told_by_its_kind() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let ids = IdRange {
+            first: 1_900_000_000,
+            count: 65_536,
+        };
+        let namespaces = Namespaces::new(ids).unwrap();
+        let try_with = |kind: &str| {
+            let mounted = new_mount(kind, Path::new("fief"), false).unwrap();
+            give(&namespaces, &mounted, "the image", kind)
+        };
+        // The control: the kernel can, of a tmpfs (since Linux 6.3).
+        try_with("tmpfs").unwrap();
+        let error = try_with("ramfs").unwrap_err();
+        let RootError::IdMap { source, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(source.raw_os_error(), Some(libc::EINVAL));
+        let words = error.to_string();
+        for word in ["the image (ramfs)", "Linux 6.1", "--isolation vm"] {
+            assert!(words.contains(word), "{words}");
+        }
+    }
+
+    #[test]
     fn a_root_hides_nothing_that_is_needed() {
         let found = |needed: &[&str]| {
             let needed: Vec<_> = needed.iter().map(Path::new).collect();
