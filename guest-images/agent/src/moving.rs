@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use fief_archive::Error;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::{boot, copy};
@@ -29,15 +30,25 @@ pub fn diff() -> Result<(), String> {
 pub fn apply() -> Result<(), String> {
     let root = Bare::root()?;
     let stdin = io::stdin().lock();
-    fief_archive::apply(stdin, &root.path(), Path::new("/")).map_err(|error| {
-        let full = matches!(&error, fief_archive::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull);
-        let advice = if full {
-            "; give it a larger disk with --disk"
-        } else {
-            ""
-        };
-        format!("{error}{advice}")
-    })
+    fief_archive::apply(stdin, &root.path(), Path::new("/"))
+        .map_err(|error| format!("{error}{}", advice(&error)))
+}
+
+fn advice(error: &Error) -> &'static str {
+    let Error::Io { source, .. } = error else {
+        return "";
+    };
+    if source.raw_os_error() == Some(libc::EIO) {
+        return "; is the host's disk full? Free some space, then try again";
+    }
+    match source.kind() {
+        io::ErrorKind::StorageFull => "; give it a larger disk with --disk",
+        // A tenant's kernel is chosen when it is created.
+        io::ErrorKind::Unsupported => {
+            "; remove it in the tenant, or copy the files to one that is created with --kernel debian (`fief cp`)"
+        }
+        _ => "",
+    }
 }
 
 /// The root alone, without what is mounted in it: an init of the image may have put files below (in `/tmp`, say).

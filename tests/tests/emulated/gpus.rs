@@ -6,7 +6,7 @@ use fief_tests::{in_host, run, run_with};
 use super::{Tenant, json};
 
 /// Describes `fief.test/gpu=…` in the emulated host: 0 is the device of endless zeros, 1 wants a hook.
-fn describe() {
+pub fn describe() {
     let text = r#"{"cdiVersion": "0.6.0", "kind": "fief.test/gpu",
         "containerEdits": {
             "env": ["GPU_KIND=test"],

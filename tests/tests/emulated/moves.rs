@@ -1,7 +1,10 @@
 //! `fief set --isolation`: a tenant moves between machine and container, and its files come along as they were.
 
-use fief_tests::{in_host, run, run_with, spawn, waiting};
+use fief_tests::{Said, in_host, run, run_with, spawn, waiting};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
+use super::backend::Backend;
 use super::{Tenant, json};
 
 /// Lines for each thing: path, kind, mode, owner, mtime, size, names and target; content; attributes. Left out is what
@@ -140,4 +143,205 @@ fn what_cannot_move_is_named_and_a_move_that_is_killed_changes_nothing() {
     run("start stays").ok();
     assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
     assert!(inspected("stays").contains("\"container\""));
+}
+
+/// Gives `/root/file` an attribute: setxattr and removexattr on x86-64.
+fn mark(name: &str) -> String {
+    // A file capability, or any text.
+    let call = r#"my ($path, $name) = @ARGV; my $value = pack("V5", 0x02000001, 1 << 13, 0, 0, 0);
+        syscall(188, $path, $name, $value, length $value, 0) == 0 or die "$!\n""#;
+    format!("perl -e '{call}' /root/file {name}")
+}
+
+fn unmark(name: &str) -> String {
+    let call = r#"my ($path, $name) = @ARGV; syscall(197, $path, $name) == 0 or die "$!\n""#;
+    format!("perl -e '{call}' /root/file {name}")
+}
+
+/// What a tenant is to be, and how it ended.
+fn spec(name: &str) -> String {
+    let all = json(&run(&format!("inspect {name}")).ok());
+    format!("{} {}", all["spec"], all["exit"])
+}
+
+/// What there is of a tenant on the host's disk.
+fn directory(name: &str) -> String {
+    in_host(&format!("ls /var/lib/fief/tenants/{name}")).ok()
+}
+
+#[test]
+fn trusted_attributes_and_an_interrupt_keep_a_tenant_as_it_was() {
+    let tenant = Tenant::start("held", "--image debian --net none");
+    let mark = mark("trusted.note");
+    let unmark = unmark("trusted.note");
+    tenant.sh(&format!("echo kept > /root/file; {mark}")).ok();
+    run("stop held").ok();
+    let before = (spec("held"), directory("held"));
+    let error = run("set held --isolation container --memory 256M").fails(125);
+    let named = "/root/file (has the attribute trusted.note)";
+    assert!(
+        error.contains(named) && error.contains("remove them in the tenant"),
+        "{error}"
+    );
+    assert_eq!((spec("held"), directory("held")), before);
+    run("start held").ok();
+    tenant.sh(&format!("cat /root/file; {unmark}")).ok();
+    run("stop held").ok();
+    let before = (spec("held"), directory("held"));
+    let moving = spawn("set held --isolation container");
+    waiting::until("the move is on its way", || {
+        directory("held").contains("moving").then_some(())
+    });
+    kill(Pid::from_raw(moving.id().cast_signed()), Signal::SIGINT).unwrap();
+    let said = Said::from(waiting::end_of(moving, "a move that is interrupted"));
+    assert_eq!(said.code, Some(130), "{said:?}");
+    assert_eq!((spec("held"), directory("held")), before);
+    // The control.
+    run("set held --isolation container").ok();
+    run("start held").ok();
+    assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
+}
+
+#[test]
+fn a_tenant_that_never_ran_moves_at_once_and_what_the_other_kind_cannot_have_is_told() {
+    let tenant = Tenant::create("unborn", "--image busybox --kernel micro --net none");
+    super::gpus::describe();
+    let other = Tenant::create(
+        "unborn-gpu",
+        "--image busybox --net none --isolation container --gpu fief.test/gpu=0",
+    );
+    let refused = |line: &str, words: &[&str]| {
+        let before = inspected("unborn");
+        let error = run(line).fails(125);
+        for word in words {
+            assert!(error.contains(word), "{line}: {error}");
+        }
+        assert_eq!(inspected("unborn"), before, "{line}");
+    };
+    run("disk add --name data unborn 16M").ok();
+    refused(
+        "set unborn --isolation container",
+        &["'unborn' has disks", "fief disk rm"],
+    );
+    run("disk rm -f unborn data").ok();
+    run("set unborn --disk-rate 1M").ok();
+    refused(
+        "set unborn --isolation container",
+        &["--disk-rate", "--allow-unenforced"],
+    );
+    refused(
+        "set unborn --isolation container --allow-unenforced --disk 1M",
+        &["cannot shrink"],
+    );
+    run("set unborn --isolation container --allow-unenforced").ok();
+    // Without a start: there is nothing that it could have said.
+    let files = directory("unborn");
+    assert!(
+        files.contains("layer.ext4") && !files.contains("disk.ext4") && !files.contains("console"),
+        "{files}"
+    );
+    run("start unborn").ok();
+    tenant.sh("true").ok();
+    let error = run("set unborn-gpu --isolation vm").fails(125);
+    assert!(error.contains("fief.test/gpu=0"), "{error}");
+    assert!(inspected(&other.0).contains("\"container\""));
+}
+
+#[test]
+fn a_kernel_without_attributes_is_told_and_a_move_that_is_killed_half_way_is_undone() {
+    let tenant = Tenant::start(
+        "halts",
+        "--isolation container --kernel micro --image debian --net none",
+    );
+    tenant
+        .sh(&format!(
+            "echo kept > /root/file; {}",
+            mark("security.capability")
+        ))
+        .ok();
+    run("stop halts").ok();
+    let before = (spec("halts"), directory("halts"));
+    let error = run("set halts --isolation vm").fails(125);
+    for word in ["/root/file", "security.capability", "--kernel debian"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!((spec("halts"), directory("halts")), before);
+    run("start halts").ok();
+    tenant.sh(&unmark("security.capability")).ok();
+    run("stop halts").ok();
+    let mut moving = spawn("set halts --isolation vm");
+    // The container has told what it has when there is a monitor.
+    let pid = waiting::until("the machine is there", || {
+        let monitor = in_host("pgrep -f 'fief-vm[m].*--id halts'").code == Some(0);
+        let found = in_host("pgrep -f '[s]et halts --isolation'").out;
+        (monitor && !found.trim().is_empty()).then(|| found.trim().replace('\n', " "))
+    });
+    in_host(&format!("kill -9 {pid}")).ok();
+    moving.wait().unwrap();
+    waiting::until("it can be started again", || {
+        (run("start halts").code == Some(0)).then_some(())
+    });
+    assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
+    let left = directory("halts");
+    assert!(
+        left.contains("layer.ext4") && !left.contains("disk.ext4") && !left.contains("moving"),
+        "{left}"
+    );
+    run("stop halts").ok();
+    run("set halts --isolation vm").ok();
+    // As if it had been killed between the spec and the end.
+    in_host("cd /var/lib/fief/tenants/halts; mkdir moving; echo x > layer.ext4").ok();
+    run("start halts").ok();
+    assert_eq!(tenant.sh("cat /root/file").ok(), "kept");
+    let left = directory("halts");
+    assert!(
+        left.contains("disk.ext4") && !left.contains("layer.ext4") && !left.contains("moving"),
+        "{left}"
+    );
+}
+
+both!(a_tenant_whose_files_do_not_fit_on_the_hosts_disk_twice_stays_as_it_was);
+fn a_tenant_whose_files_do_not_fit_on_the_hosts_disk_twice_stays_as_it_was(backend: Backend) {
+    run("run --rm --name warm-moves --kernel micro --image busybox -- true").ok();
+    let at = "/run/narrow";
+    in_host(&format!(
+        "umount -l {at} 2> /dev/null; set -e; mkdir -p {at}; mount -t tmpfs -o size=300m narrow {at}; ln -s /var/lib/fief/images {at}/images"
+    ))
+    .ok();
+    let inside = |line: &str| in_host(&format!("fief --host native --state-dir {at} {line}"));
+    let options = format!("{backend} --kernel micro --image busybox --net none --disk 64M");
+    inside(&format!("run -d --name narrow {options}")).ok();
+    let content = "exec narrow -- sha256sum /root/file";
+    inside("exec narrow -- dd if=/dev/urandom of=/root/file bs=1M count=20").ok();
+    let sum = inside(content).ok();
+    inside("stop narrow").ok();
+    let has = in_host(&format!("du -sm {at} | cut -f 1")).ok();
+    let has: u32 = has.parse().unwrap();
+    let set = format!(
+        "set narrow --isolation {}",
+        backend.either("container", "vm")
+    );
+    // A range of ids, once taken, stays a tenant's.
+    let files = || in_host(&format!("ls {at}/tenants/narrow | grep -v ids.json")).ok();
+    let before = files();
+    // Too little for what differs, and for the new disk.
+    for (more, words) in [(10, "No space left"), (33, "cannot write /")] {
+        in_host(&format!("mount -o remount,size={}m {at}", has + more)).ok();
+        let error = inside(&set).fails(125);
+        assert!(error.contains(words), "{error}");
+        assert_eq!(files(), before);
+        inside("start narrow").ok();
+        assert_eq!(inside(content).ok(), sum);
+        inside("stop narrow").ok();
+    }
+    // A start that failed on a full disk leaves no word of how the last run ended. The tenant has files all the same.
+    in_host(&format!(
+        "mount -o remount,size=300m {at}; rm {at}/tenants/narrow/exit.json"
+    ))
+    .ok();
+    inside(&set).ok();
+    inside("start narrow").ok();
+    assert_eq!(inside(content).ok(), sum);
+    inside("rm -f narrow").ok();
+    in_host(&format!("umount -l {at}; rmdir {at}")).ok();
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, syncfs, unlinkat};
 use rustix::fs::{XattrFlags, lremovexattr, lsetxattr};
 use tar::{Archive, EntryType};
 
@@ -25,7 +25,11 @@ use crate::{Error, failed};
 /// Most bytes of one thing's attributes: ext4 has room for less, and directories' are kept until all is in them.
 const ATTRIBUTES: usize = 64 << 10;
 
-/// Makes `root`, which is as the image is, what [`diff`](crate::diff()) has seen. In messages it is `shown`.
+/// How many files are written before it is made sure that they are on the disk.
+const UNSETTLED: usize = 256;
+
+/// Makes `root`, which is as the image is, what [`diff`](crate::diff()) has seen. In messages it is `shown`. All of it is on
+/// the disk then.
 ///
 /// # Errors
 /// The stream is none or has no end, names what is not below `root`, or something cannot be written.
@@ -34,8 +38,10 @@ pub fn apply(input: impl Read, root: &Path, shown: &Path) -> Result<(), Error> {
     let mut reader = Reader::new(&mut archive)?;
     let mut applier = Applier {
         root: Root::open(root)?.shown_as(shown),
+        top: File::open(root).map_err(failed("open", shown))?,
         open: Vec::new(),
         file: None,
+        unsettled: Vec::new(),
     };
     loop {
         let Some(mut item) = reader.next()? else {
@@ -49,6 +55,7 @@ pub fn apply(input: impl Read, root: &Path, shown: &Path) -> Result<(), Error> {
     }
     applier.finish_file()?;
     applier.close_all_but(None)?;
+    applier.settle()?;
     drain(archive.into_inner())
 }
 
@@ -75,9 +82,13 @@ struct Open {
 
 struct Applier {
     root: Root,
+    /// The same, to ask whether it is on the disk.
+    top: File,
     /// Directories that get their looks when all is in them, each within the one before.
     open: Vec<(PathBuf, Looks)>,
     file: Option<Open>,
+    /// Files that are written, and perhaps not on the disk.
+    unsettled: Vec<(File, PathBuf)>,
 }
 
 impl Applier {
@@ -212,7 +223,6 @@ impl Applier {
         let Some(open) = self.file.take() else {
             return Ok(());
         };
-        drop(open.file);
         let shown = || self.root.shown(&open.path);
         dress(
             open.unfinished.parent.as_fd(),
@@ -221,7 +231,24 @@ impl Applier {
             false,
         )
         .map_err(failed("change", shown()))?;
-        open.unfinished.put(&open.path, shown)
+        open.unfinished.put(&open.path, shown)?;
+        self.unsettled.push((open.file, open.path));
+        if self.unsettled.len() < UNSETTLED {
+            return Ok(());
+        }
+        self.settle()
+    }
+
+    /// Makes sure that what was written is on the disk. The file system as a whole tells of its own blocks only, an overlay does
+    /// not even know of its files'; but then each file has nothing left to do but to tell.
+    fn settle(&mut self) -> Result<(), Error> {
+        let top = self.root.shown(Path::new(""));
+        syncfs(&self.top).map_err(failed("write", top))?;
+        for (file, path) in self.unsettled.drain(..) {
+            file.sync_data()
+                .map_err(failed("write", self.root.shown(&path)))?;
+        }
+        Ok(())
     }
 
     fn remove(&self, path: &Path) -> Result<(), Error> {
@@ -269,7 +296,8 @@ fn dress(parent: BorrowedFd<'_>, name: &OsStr, looks: &Looks, is_link: bool) -> 
         }
     }
     for (attribute, value) in &looks.attributes {
-        lsetxattr(&path, attribute.as_slice(), value, XattrFlags::empty())?;
+        lsetxattr(&path, attribute.as_slice(), value, XattrFlags::empty())
+            .map_err(|error| not_kept(error.into(), attribute))?;
     }
     if !is_link {
         let mode = Mode::from_bits_truncate(looks.mode);
@@ -284,6 +312,17 @@ fn dress(parent: BorrowedFd<'_>, name: &OsStr, looks: &Looks, is_link: bool) -> 
         &modified,
         UtimensatFlags::NoFollowSymlink,
     )?)
+}
+
+/// What the kernel says of an attribute that it does not know, with its name. (fief's kernel `micro` has neither file
+/// capabilities nor ACLs.)
+fn not_kept(error: io::Error, attribute: &[u8]) -> io::Error {
+    if error.kind() != io::ErrorKind::Unsupported {
+        return error;
+    }
+    let attribute = OsStr::from_bytes(attribute).display();
+    let words = format!("the kernel here keeps no attributes such as {attribute}");
+    io::Error::new(error.kind(), words)
 }
 
 fn looks<R: Read>(item: &Item<'_, R>) -> Result<Looks, Error> {

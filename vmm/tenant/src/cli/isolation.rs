@@ -21,6 +21,8 @@ use super::cp::{self, Broken, Counted, Words};
 use super::error::remote;
 use super::{Context, Error, Result, prepare, start, stop};
 use crate::backend::Files;
+use crate::backend::container::check_init;
+use crate::cgroup::Group;
 use crate::progress::Shown;
 use crate::shim::{Attached, Order};
 use crate::spec::{Isolation, Spec, TenantName};
@@ -52,6 +54,10 @@ pub fn change(
             "tenant '{name}' has disks besides its own, and a container cannot have any; take them away with `fief disk rm` first"
         )));
     }
+    if after.isolation == Isolation::Container {
+        // Told at its start otherwise, when it has moved.
+        check_init(after.init, &Group::of(&locked.tenant))?;
+    }
     let images = context.images()?;
     let progress = Shown::default();
     let root = prepare::image_of(&images, name, &before, &progress)?;
@@ -63,6 +69,8 @@ pub fn change(
         files.shows_image = true;
     }
     let exit = locked.tenant.exit()?;
+    // An end is not written down where the host's disk was full, but whatever ran had a log.
+    let has_run = exit.is_some() || locked.tenant.console().exists();
     // Until here Ctrl-C just ends this process; from here there is something to clean up.
     let signals = Signals::take_over()?;
     let spool = locked.tenant.moving().join("differences");
@@ -71,8 +79,8 @@ pub fn change(
     let prepared = fief_images::disk::make(&disk, after.disk.0);
     let mut locked = Some(locked);
     let moved = prepared.map_err(Error::from).and_then(|()| {
-        if exit.is_none() {
-            // It never ran: there is nothing on its disk.
+        if !has_run {
+            // There is nothing on its disk.
             return Ok(());
         }
         let most = before.disk.0.saturating_mul(2).saturating_add(ROOM);
@@ -110,9 +118,9 @@ pub fn change(
             })
             .map(drop)
     });
-    let _ = exit.map(|exit: Exit| locked.restore_exit(&exit));
-    // What cannot be removed is, by the next command.
+    // What cannot be removed is, by the next command. Before the rest, which needs room on a disk that may be full.
     let cleaned = locked.end_move();
+    let _ = exit.map(|exit: Exit| locked.end_run(&exit));
     moved?;
     Ok(cleaned?)
 }
@@ -191,7 +199,8 @@ fn shut_down(agent: &Connection, attached: Attached) -> Result<()> {
             start::end_in_words(&exit)
         ))),
         None => Err(Error::new(
-            "the tenant, started for its files, was ended by somebody; try again",
+            "the tenant, started for its files, did not tell how it ended: was it killed, or is the host's disk full? Free some \
+             space, then try again",
         )),
     }
 }

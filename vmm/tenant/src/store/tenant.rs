@@ -306,14 +306,6 @@ impl Locked {
         Ok(())
     }
 
-    /// Writes down again how the last run ended, after runs that were for its files alone.
-    ///
-    /// # Errors
-    /// No space, or no permission.
-    pub fn restore_exit(&self, exit: &Exit) -> Result<(), FileError> {
-        write_json(&self.tenant.exit_file(), exit)
-    }
-
     /// Makes ready for a new run: no trace of the last one but its logs.
     ///
     /// # Errors

@@ -126,6 +126,22 @@ pub struct Container {
     give_up: OwnedFd,
 }
 
+/// Whether a container in that group can have that init.
+///
+/// # Errors
+/// It cannot: systemd ends at once where it may make no groups.
+pub fn check_init(init: Init, group: &Group) -> std::result::Result<(), BackendError> {
+    supports(init, group.of_container().map(|(_, version)| version)).map_err(BackendError::from)
+}
+
+fn supports(init: Init, groups: Option<Version>) -> Result<()> {
+    if init == Init::Image && groups != Some(Version::V2) {
+        Err(ContainerError::NoGroups)
+    } else {
+        Ok(())
+    }
+}
+
 impl Container {
     /// A container for `tenant`, whose run directory is there. As soon as `give_up` is readable, it is no longer waited for
     /// its start.
@@ -142,11 +158,7 @@ impl Container {
     ) -> std::result::Result<Self, BackendError> {
         let run = File::open(tenant.run_directory())
             .map_err(failed("cannot open the tenant's run directory"))?;
-        // systemd ends at once where it may make no groups.
-        let has_groups = |(_, version)| version == Version::V2;
-        if spec.init == Init::Image && !group.of_container().is_some_and(has_groups) {
-            return Err(ContainerError::NoGroups.into());
-        }
+        check_init(spec.init, &group)?;
         let runtime = Runtime::choose(files.runtime.as_deref()).map_err(ContainerError::from)?;
         Ok(Self {
             tenant,
@@ -468,4 +480,21 @@ fn settle(command: &mut Command, given: [RawFd; 2]) {
 /// Does `work` on a thread of its own, whose mount namespace it may change.
 fn elsewhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     process::elsewhere(work).map_err(cannot("cannot start a thread"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_images_own_init_wants_groups_of_version_2() {
+        let check = |init, version| supports(init, version).map_err(|error| error.to_string());
+        let told = check(Init::Image, Some(Version::V1)).unwrap_err();
+        assert!(told.contains("--init agent"), "{told}");
+        check(Init::Image, None).unwrap_err();
+        check(Init::Image, Some(Version::V2)).unwrap();
+        for version in [None, Some(Version::V1)] {
+            check(Init::Agent, version).unwrap();
+        }
+    }
 }
