@@ -226,14 +226,12 @@ fn a_tenant_that_never_ran_moves_at_once_and_what_the_other_kind_cannot_have_is_
     run("disk rm -f unborn data").ok();
     run("set unborn --disk-rate 1M").ok();
     refused(
-        "set unborn --isolation container",
-        &["--disk-rate", "--allow-unenforced"],
-    );
-    refused(
-        "set unborn --isolation container --allow-unenforced --disk 1M",
+        "set unborn --isolation container --disk 1M",
         &["cannot shrink"],
     );
-    run("set unborn --isolation container --allow-unenforced").ok();
+    run("set unborn --isolation container").ok();
+    // It keeps its rates.
+    assert!(inspected("unborn").contains("1048576"));
     // Without a start: there is nothing that it could have said.
     let files = directory("unborn");
     assert!(
