@@ -5,6 +5,8 @@ pub mod block;
 mod chain;
 mod counter;
 pub mod entropy;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 pub mod net;
 pub mod pci;
 mod queue;

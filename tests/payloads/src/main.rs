@@ -3,14 +3,15 @@
 //! independent drivers of the crate `virtio-drivers`.
 //!
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
-//! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, then how to end: `reset` (the default),
-//! `poweroff`, `panic`, `triple-fault`, `hang`.
-//! Each check prints `PASS name` or `FAIL name: reason` on the serial port.
+//! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, or what to measure: `bench-block`,
+//! `bench-vsock`, `bench-net`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
+//! Each check and each measurement prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
+mod bench;
 mod checks;
 mod console;
 mod interrupt;
@@ -42,6 +43,9 @@ extern "C" fn main(zero_page: u64) -> ! {
             "net" => checks::net::check(),
             "net-offload" => checks::net::check_offload(),
             "net-flood" => checks::net::check_flood(),
+            "bench-block" => bench::block::run(),
+            "bench-vsock" => bench::vsock::run(),
+            "bench-net" => bench::net::run(),
             "reset" | "poweroff" | "panic" | "triple-fault" | "hang" => {
                 end = word;
                 continue;

@@ -13,7 +13,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::GuestRam;
-use crate::virtio::block::tests::driver::{DATA, Driver, Part, SEAM, TestInterrupt, ram};
+use crate::virtio::mock::{DATA, Driver, Part, SEAM, TestInterrupt, ram};
 use crate::worker::ThreadKind;
 
 /// Numbers of the queues when all are there.

@@ -436,4 +436,4 @@ impl Drop for Block {
 }
 
 #[cfg(test)]
-pub(in crate::virtio) mod tests;
+mod tests;

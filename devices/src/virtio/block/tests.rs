@@ -1,5 +1,4 @@
 mod direct;
-pub(in crate::virtio) mod driver;
 mod files;
 mod hostile;
 mod lifecycle;
@@ -14,7 +13,7 @@ use virtio_queue::QueueT;
 
 use super::request::{MAX_RANGE_SECTORS, kind};
 use super::*;
-use driver::{DATA, Driver, SEAM, TestInterrupt, ram};
+use crate::virtio::mock::{DATA, Driver, HOLE, Part, SEAM, TestInterrupt, ram};
 
 /// Makes each test run on both engines.
 macro_rules! on_both_engines {
@@ -133,7 +132,7 @@ impl Rig {
     }
 
     /// Sends header, `data` and a status byte; returns status and used length.
-    fn request(&mut self, kind: u32, sector: u64, data: &[driver::Part]) -> (u8, u32) {
+    fn request(&mut self, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
         self.driver.header(HEADER, kind, sector);
         let mut parts = vec![(HEADER, 16, false)];
         parts.extend_from_slice(data);
@@ -142,7 +141,7 @@ impl Rig {
     }
 
     /// Sends a chain as it is; returns what is in STATUS afterwards, and the used length.
-    fn send(&mut self, parts: &[driver::Part]) -> (u8, u32) {
+    fn send(&mut self, parts: &[Part]) -> (u8, u32) {
         let head = self.driver.chain(parts);
         self.finish(head)
     }
@@ -267,7 +266,7 @@ fn a_write_changes_the_file_and_nothing_around_it(engine: EngineKind) {
 
 fn data_may_be_scattered_over_many_descriptors_of_odd_length(engine: EngineKind) {
     let mut rig = Rig::new(engine);
-    let mut parts: Vec<driver::Part> = (0..63).map(|i| (BUFFER + i * 0x1007, 511, true)).collect();
+    let mut parts: Vec<Part> = (0..63).map(|i| (BUFFER + i * 0x1007, 511, true)).collect();
     parts.push((BUFFER + 0x8_0000, 512 + 63, true));
     assert_eq!(rig.request(kind::IN, 100, &parts), (OK, 64 * 512 + 1));
     let read: Vec<u8> = parts
@@ -327,7 +326,7 @@ fn descriptors_without_bytes_are_skipped(engine: EngineKind) {
     let mut rig = Rig::new(engine);
     rig.driver.header(HEADER, kind::IN, 1);
     let parts = [
-        (driver::HOLE, 0, false),
+        (HOLE, 0, false),
         (HEADER, 16, false),
         (u64::MAX, 0, false),
         (BUFFER, 512, true),

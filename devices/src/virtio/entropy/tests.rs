@@ -2,7 +2,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRI
 
 use super::*;
 use crate::limiter::Limit;
-use crate::virtio::block::tests::driver::{DATA, Driver, HOLE, Part, SEAM, TestInterrupt, ram};
+use crate::virtio::mock::{DATA, Driver, HOLE, Part, SEAM, TestInterrupt, ram};
 use crate::worker::ThreadKind;
 
 struct Rig {

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+#[cfg(any(test, feature = "mock"))]
+use std::sync::{Mutex, PoisonError};
 
 use super::offload::HEADER_BYTES;
 
@@ -46,8 +48,8 @@ pub struct Tap {
     /// Segmentation of UDP is known (Linux 6.2).
     udp: bool,
     /// What was asked for, instead of asking the kernel: there is a socket behind it.
-    #[cfg(test)]
-    asked: Option<std::sync::Mutex<Vec<libc::c_uint>>>,
+    #[cfg(any(test, feature = "mock"))]
+    asked: Option<Mutex<Vec<libc::c_uint>>>,
 }
 
 impl Tap {
@@ -75,7 +77,7 @@ impl Tap {
         let mut tap = Self {
             file,
             udp: false,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "mock"))]
             asked: None,
         };
         let udp = libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6;
@@ -88,9 +90,9 @@ impl Tap {
     }
 
     /// A socket that keeps messages apart, in place of a tap.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "mock"))]
     pub fn socket(file: File, udp: bool) -> Self {
-        let asked = Some(std::sync::Mutex::default());
+        let asked = Some(Mutex::default());
         Self { file, udp, asked }
     }
 
@@ -110,9 +112,10 @@ impl Tap {
     /// # Errors
     /// The kernel does not know one of them.
     pub fn set_offloads(&self, offloads: libc::c_uint) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "mock"))]
         if let Some(asked) = &self.asked {
-            asked.lock().unwrap().push(offloads);
+            let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.push(offloads);
             return Ok(());
         }
         let argument = libc::c_ulong::from(offloads);

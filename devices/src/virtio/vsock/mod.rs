@@ -34,6 +34,8 @@ pub use counters::VsockMetrics;
 pub use credit::BUF_ALLOC;
 pub use muxer::MAX_HANDSHAKES;
 use muxer::Muxer;
+#[cfg(feature = "mock")]
+pub use packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 pub use table::MAX_CONNECTIONS;
 use unix::Listener;
 use worker::{ResetRequest, VsockHandler};

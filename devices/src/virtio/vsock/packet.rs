@@ -1,19 +1,19 @@
 //! The packet header (virtio 1.3 §5.10.6).
 
 /// Bytes of a header.
-pub(super) const HEADER_BYTES: usize = HEADER_BYTES_U32 as usize;
+pub const HEADER_BYTES: usize = HEADER_BYTES_U32 as usize;
 
 /// The same, as lengths in the used ring are.
 pub(super) const HEADER_BYTES_U32: u32 = 44;
 
 /// Context id of the host (virtio 1.3 §5.10.4).
-pub(super) const HOST_CID: u64 = 2;
+pub const HOST_CID: u64 = 2;
 
 /// Socket type: a byte stream (virtio 1.3 §5.10.6.4).
-pub(super) const TYPE_STREAM: u16 = 1;
+pub const TYPE_STREAM: u16 = 1;
 
 /// Operations (virtio 1.3 §5.10.6).
-pub(super) mod op {
+pub mod op {
     pub const REQUEST: u16 = 1;
     pub const RESPONSE: u16 = 2;
     pub const RST: u16 = 3;
@@ -32,14 +32,14 @@ pub(super) mod shutdown {
 
 /// A connection, by the ports of its two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub struct Key {
     pub host_port: u32,
     pub guest_port: u32,
 }
 
 /// A packet without its payload.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub struct Header {
     pub src_cid: u64,
     pub dst_cid: u64,
     pub src_port: u32,

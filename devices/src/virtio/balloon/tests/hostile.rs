@@ -4,7 +4,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_NEXT;
 
 use super::*;
 use crate::fakes::Random;
-use crate::virtio::block::tests::driver::HOLE;
+use crate::virtio::mock::HOLE;
 
 /// The piece of RAM behind the hole, in pages.
 const LAST: u32 = 0x300_0000 >> 12;

@@ -1,7 +1,7 @@
 //! What the guest says of its memory, and when it is asked.
 
 use super::*;
-use crate::virtio::block::tests::driver::HOLE;
+use crate::virtio::mock::HOLE;
 
 /// Packs figures as a driver does.
 fn packed(figures: &[(u16, u64)]) -> Vec<u8> {

@@ -4,7 +4,6 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-use super::driver::HOLE;
 use super::*;
 
 on_both_engines!(
@@ -136,7 +135,7 @@ fn a_chain_without_a_byte_for_the_status_is_returned_with_length_0(engine: Engin
     let mut rig = Rig::new(engine);
     rig.driver.header(HEADER, kind::OUT, 0);
     let header = (HEADER, 16, false);
-    let chains: &[&[driver::Part]] = &[
+    let chains: &[&[Part]] = &[
         &[header],
         &[header, (BUFFER, 512, false)],
         &[header, (BUFFER, 512, false), (STATUS, 0, true)],

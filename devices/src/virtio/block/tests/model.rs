@@ -26,7 +26,7 @@ struct Pending {
     sector: u64,
     sectors: u64,
     unmap: bool,
-    data: Vec<driver::Part>,
+    data: Vec<Part>,
     status_at: u64,
 }
 
@@ -122,7 +122,7 @@ fn offer_batch(rig: &mut Rig, random: &mut Random) -> Vec<Pending> {
 }
 
 /// Cuts `bytes` into descriptors of any length at any address.
-fn data(kind: u32, bytes: u32, base: u64, random: &mut Random) -> Vec<driver::Part> {
+fn data(kind: u32, bytes: u32, base: u64, random: &mut Random) -> Vec<Part> {
     let (mut left, write) = match kind {
         kind::IN => (bytes, true),
         kind::OUT => (bytes, false),

@@ -3,7 +3,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRI
 use super::super::*;
 use super::rig::*;
 use crate::fakes::Random;
-use crate::virtio::block::tests::driver::{HOLE, Part};
+use crate::virtio::mock::{HOLE, Part};
 
 #[test]
 fn frames_that_are_none_go_back_unsent_and_are_counted() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::*;
-use crate::virtio::block::tests::driver::{DATA, Driver, Part, TestInterrupt, ram};
+use crate::virtio::mock::{DATA, Driver, Part, TestInterrupt, ram};
 
 /// Where the tests put frames to send, and where receive buffers lie.
 pub const TX_AREA: u64 = DATA;

@@ -2,7 +2,7 @@ use std::io;
 
 use super::super::*;
 use super::rig::*;
-use crate::virtio::block::tests::driver::SEAM;
+use crate::virtio::mock::SEAM;
 
 #[test]
 fn a_frame_goes_out_as_it_is_with_its_header() {

@@ -13,7 +13,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use super::super::*;
-use crate::virtio::block::tests::driver::{DATA, Driver, Part, TestInterrupt, ram};
+use crate::virtio::mock::{DATA, Driver, Part, TestInterrupt, ram};
 
 pub const CID: u32 = 42;
 

@@ -6,7 +6,7 @@ use super::super::packet::{HEADER_BYTES, Header, op, shutdown};
 use super::super::table::MAX_CONNECTIONS;
 use super::guest::*;
 use crate::virtio::VirtioDevice;
-use crate::virtio::block::tests::driver::{DATA, Driver, HOLE, Part, SEAM};
+use crate::virtio::mock::{DATA, Driver, HOLE, Part, SEAM};
 
 const HEADER: u32 = HEADER_BYTES as u32;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::super::packet::{op, shutdown};
 use super::super::*;
 use super::guest::*;
-use crate::virtio::block::tests::driver::{DATA, HOLE};
+use crate::virtio::mock::{DATA, HOLE};
 
 #[test]
 fn pause_and_resume_keep_connections_and_what_happened_meanwhile() {

@@ -1,4 +1,10 @@
-//! The driver side of one queue, on the mock rings of virtio-queue.
+//! The driver side of one queue, on the mock rings of virtio-queue: for the tests of the devices and, with the feature
+//! `mock`, for benchmarks. Its driver is no guest's, so it panics as tests do.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
@@ -15,6 +21,8 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::GuestRam;
+use crate::virtio::chain::Buffers;
+use crate::virtio::queue::{Taken, WorkerQueue};
 use crate::virtio::{ActiveQueue, VirtioInterrupt};
 
 /// Free for tests from here on; the rings of queue n are in the 64 KiB at n * 64 KiB.
@@ -294,5 +302,46 @@ impl Driver {
         self.write(at, &kind.to_le_bytes());
         self.write(at + 4, &[0; 4]);
         self.write(at + 8, &sector.to_le_bytes());
+    }
+}
+
+/// The device's side of a queue without a device behind it.
+pub struct Taker {
+    queue: WorkerQueue,
+    memory: GuestRam,
+    buffers: Buffers,
+}
+
+impl Taker {
+    /// Of the queue that `driver` drives.
+    pub fn new(driver: &Driver) -> Self {
+        Self {
+            queue: WorkerQueue::new(driver.active(), "mock"),
+            memory: driver.memory.clone(),
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Takes the next chain, which must be well-formed, and gathers its buffers: its head and their bytes.
+    pub fn take(&mut self) -> Option<(u16, u64)> {
+        match self.queue.take(&self.memory, &mut self.buffers) {
+            Ok(Taken::Chain(head)) => {
+                let bytes = self.buffers.readable_bytes() + self.buffers.writable_bytes();
+                Some((head, bytes))
+            }
+            Ok(Taken::Nothing) => None,
+            Ok(Taken::Malformed(why)) => panic!("{why}"),
+            Err(broken) => panic!("{broken:?}"),
+        }
+    }
+
+    /// Returns a chain with `length` bytes written.
+    pub fn give_back(&mut self, head: u16, length: u32) {
+        (self.queue.give_back(&self.memory, head, length)).unwrap();
+    }
+
+    /// Returns chains together.
+    pub fn give_back_all(&mut self, chains: &[(u16, u32)]) {
+        self.queue.give_back_all(&self.memory, chains).unwrap();
     }
 }
