@@ -38,6 +38,8 @@ const TENANT_PACKAGES: &[&str] = &[
     "dbus",
     "openssh-server",
 ];
+/// On top of a tenant's: what `fief bench` runs in each.
+const BENCH_PACKAGES: &[&str] = &["fio", "gcc", "iperf3", "libc6-dev", "make", "sysbench"];
 /// What the emulated host runs: networks of tenants and tests of them, containers, disks, modules.
 const HOST_PACKAGES: &[&str] = &[
     "ca-certificates",
@@ -74,6 +76,10 @@ pub fn tenant_request() -> String {
     )
 }
 
+pub fn bench_request() -> String {
+    format!("{} {BENCH_PACKAGES:?}", tenant_request())
+}
+
 pub fn host_request() -> String {
     format!(
         "{REVISION} {HOST_PACKAGES:?} {}",
@@ -82,7 +88,19 @@ pub fn host_request() -> String {
 }
 
 pub fn make_tenant(work: &Work, progress: &dyn Progress) -> Result<Properties, Error> {
-    let mut tree = bootstrap(work, TENANT_PACKAGES, progress)?;
+    make_tenant_of(TENANT_PACKAGES, work, progress)
+}
+
+pub fn make_bench(work: &Work, progress: &dyn Progress) -> Result<Properties, Error> {
+    make_tenant_of(&[TENANT_PACKAGES, BENCH_PACKAGES].concat(), work, progress)
+}
+
+fn make_tenant_of(
+    packages: &[&str],
+    work: &Work,
+    progress: &dyn Progress,
+) -> Result<Properties, Error> {
+    let mut tree = bootstrap(work, packages, progress)?;
     settle(&mut tree)?;
     settle_systemd(&mut tree)?;
     settle_sshd(&mut tree)?;

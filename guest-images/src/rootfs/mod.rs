@@ -97,7 +97,7 @@ struct Recipe {
     make: fn(&Work, &dyn Progress) -> Result<Properties, Error>,
 }
 
-const RECIPES: [Recipe; 3] = [
+const RECIPES: [Recipe; 4] = [
     Recipe {
         name: "debian",
         request: debian::tenant_request,
@@ -107,6 +107,11 @@ const RECIPES: [Recipe; 3] = [
         name: "busybox",
         request: busybox::request,
         make: busybox::make,
+    },
+    Recipe {
+        name: "bench",
+        request: debian::bench_request,
+        make: debian::make_bench,
     },
     Recipe {
         name: "host",

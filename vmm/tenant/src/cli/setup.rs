@@ -17,7 +17,7 @@ pub struct Args {
     /// Kernels to make ready: debian (the distribution's), tuned (ours, built here), micro [debian]
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
-    /// Images to make ready: debian, busybox [debian]
+    /// Images to make ready: debian, busybox, bench (for `fief bench`) [debian]
     #[arg(long, value_name = "IMAGE")]
     image: Vec<String>,
     /// Let the members of a group use fief: as root, by way of sudo
