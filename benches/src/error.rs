@@ -1,7 +1,7 @@
 //! Why a measurement, or all of them, could not be made.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,6 +12,23 @@ pub enum Error {
         command: String,
         how: String,
         said: String,
+    },
+    #[error(
+        "{} is no report of fief bench ({source}); give a file that `fief bench --json FILE` wrote",
+        .path.display()
+    )]
+    NoReport {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(
+        "{} is a report of version {found}, and this fief knows version {known}; use the fief that wrote it, or measure again",
+        .path.display()
+    )]
+    OtherVersion {
+        path: PathBuf,
+        found: u32,
+        known: u32,
     },
     /// For people, whole.
     #[error("{0}")]

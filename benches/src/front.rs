@@ -18,11 +18,13 @@ use crate::error::{Error, Result, failed, on};
 use crate::event::Event;
 use crate::experiments;
 use crate::machine::{fief, said};
-use crate::report::{Clock, Report, table};
+use crate::report::{Clock, Report, html, table};
 use crate::runner::Order;
 
 /// Where this program is in the emulated host.
 const INSIDE: &str = "/usr/local/bin/fief-bench";
+/// Room for ten tenants, their disks and the image.
+const MEMORY_INSIDE: &str = "8G";
 /// What is measured there is in RAM: the emulation's disk is no disk to measure.
 const STATE_INSIDE: &str = "/dev/shm/fief-bench";
 
@@ -46,6 +48,10 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
     if flags.list {
         return list();
     }
+    if let Some(path) = &flags.from {
+        tell(&Report::read(path)?, flags)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Found out now, not after an hour.
     for path in [&flags.json, &flags.html].into_iter().flatten() {
         let opened = fs::OpenOptions::new().create(true).append(true).open(path);
@@ -63,8 +69,14 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
     }
     let place = Place::find()?;
     let order = place.order(flags);
+    if order.experiments.is_empty() {
+        return Err(Error::Other(
+            "all that was asked for takes something from everybody on this machine; run it in the emulated host (FIEF_HOST=emulated), or \
+             with --i-know-this-harms-this-host".to_owned(),
+        ));
+    }
     let begun = SystemTime::now().duration_since(UNIX_EPOCH);
-    let mut report = Report::new(begun.map_or(0, |since| since.as_secs()));
+    let mut report = Report::new(begun.map_or(0, |since| since.as_secs()), order.flags());
     let measured = place
         .begin(&order)
         .and_then(|runner| listen(runner, &mut report));
@@ -73,16 +85,25 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
     if report.experiments.is_empty() && ASKED.load(Ordering::Relaxed) == 0 {
         return Err(Error::Other("nothing was measured".to_owned()));
     }
-    print(&table(&report))?;
-    if let Some(path) = &flags.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| Error::Other(format!("the report cannot be written: {error}")))?;
-        fs::write(path, text + "\n").map_err(on("write", path))?;
-    }
+    tell(&report, flags)?;
     Ok(match ASKED.load(Ordering::Relaxed) {
         0 => ExitCode::SUCCESS,
         signal => ExitCode::from(u8::try_from(128 + signal).unwrap_or(crate::OWN_FAILURE)),
     })
+}
+
+/// On the terminal, and in the files that are wanted.
+fn tell(report: &Report, flags: &Flags) -> Result<()> {
+    print(&table(report))?;
+    if let Some(path) = &flags.json {
+        let text = serde_json::to_string_pretty(report)
+            .map_err(|error| Error::Other(format!("the report cannot be written: {error}")))?;
+        fs::write(path, text + "\n").map_err(on("write", path))?;
+    }
+    if let Some(path) = &flags.html {
+        fs::write(path, html(report)).map_err(on("write", path))?;
+    }
+    Ok(())
 }
 
 fn list() -> Result<ExitCode> {
@@ -125,13 +146,20 @@ impl Place {
     }
 
     fn order(&self, flags: &Flags) -> Order {
-        let (clock, kind, state) = match self.kind {
-            HostKind::Native => (Clock::Seconds, "native", self.state.clone()),
-            HostKind::Emulated => (Clock::Instructions, "emulated", STATE_INSIDE.into()),
+        let (clock, kind, state, kernel) = match self.kind {
+            HostKind::Native => (Clock::Seconds, "native", self.state.clone(), "debian"),
+            HostKind::Emulated => {
+                let state = STATE_INSIDE.into();
+                (Clock::Instructions, "emulated", state, "micro")
+            }
         };
         let names = experiments::names().into_iter();
         let wanted =
             |name: &&str| flags.only.is_empty() || flags.only.iter().any(|only| only == name);
+        // In the emulated host there is nobody else.
+        let may_harm = self.kind == HostKind::Emulated || flags.i_know_this_harms_this_host;
+        let allowed =
+            |name: &&str| may_harm || experiments::named(name).is_some_and(|one| !one.harms);
         let mut backends = flags.backends.clone();
         backends.sort();
         backends.dedup();
@@ -140,10 +168,14 @@ impl Place {
             clock,
             host: format!("{kind}: {}", self.why),
             backends,
-            experiments: names.filter(wanted).map(str::to_owned).collect(),
+            experiments: names
+                .filter(wanted)
+                .filter(allowed)
+                .map(str::to_owned)
+                .collect(),
             runs: flags.runs,
             image: flags.image.clone(),
-            kernel: flags.kernel.clone(),
+            kernel: flags.kernel.clone().unwrap_or_else(|| kernel.to_owned()),
             runtime: flags.runtime.clone(),
             memory: flags.memory.clone(),
         }
@@ -207,7 +239,10 @@ impl Place {
             let link = std::os::unix::fs::symlink("../images", &images);
             link.map_err(on("make", &images))?;
         }
-        said(self.inside().args(["host", "start", "--icount"]))?;
+        said(
+            self.inside()
+                .args(["host", "start", "--icount", "--memory", MEMORY_INSIDE]),
+        )?;
         self.setup(&state, order)?;
         let program = fs::File::open(own).map_err(on("read", own))?;
         let script = format!(
@@ -253,6 +288,7 @@ fn listen(mut runner: Child, report: &mut Report) -> Result<()> {
     bar.enable_steady_tick(Duration::from_secs(1));
     bar.set_message("making the tenants");
     let lines = runner.stdout.take().map(BufReader::new);
+    let mut now = String::new();
     for line in lines.into_iter().flat_map(BufRead::lines) {
         let line = line.map_err(failed("hear the measurement"))?;
         let Ok(event) = serde_json::from_str::<Event>(&line) else {
@@ -266,6 +302,11 @@ fn listen(mut runner: Child, report: &mut Report) -> Result<()> {
             } => {
                 bar.inc(1);
                 bar.set_message(format!("{experiment}, {}", backend.name()));
+                if bar.is_hidden() && now != *experiment {
+                    now.clone_from(experiment);
+                    let (done, all) = (bar.position(), bar.length().unwrap_or(0));
+                    eprintln!("fief bench: {experiment} (step {done} of {all})");
+                }
             }
             _ => {}
         }

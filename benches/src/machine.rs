@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result, failed};
@@ -49,6 +49,16 @@ pub fn said(command: &mut Command) -> Result<String> {
         how: format!("failed ({})", output.status),
         said: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Begins a command whose output can be read.
+///
+/// # Errors
+/// It cannot be started.
+pub fn begin(command: &mut Command) -> Result<Child> {
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let child = command.stdout(Stdio::piped()).spawn();
+    child.map_err(failed("begin a command"))
 }
 
 /// What a report tells about where it was made.

@@ -7,6 +7,7 @@ mod args;
 mod enter;
 mod error;
 mod event;
+mod exhaust;
 mod experiments;
 mod front;
 mod machine;
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.part {
         Some(Part::Probe(args)) => probe::main(&args).map(|()| ExitCode::SUCCESS),
+        Some(Part::Time(args)) => probe::time(&args).map(|()| ExitCode::SUCCESS),
+        Some(Part::Exhaust(args)) => exhaust::main(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Enter(args)) => enter::main(&args),
         Some(Part::Runner(args)) => runner::main(&args).map(|()| ExitCode::SUCCESS),
         None => front::main(&args.flags),

@@ -79,6 +79,22 @@ pub fn proportional(pids: impl IntoIterator<Item = i32>) -> u64 {
     pids.into_iter().map(of).sum()
 }
 
+/// Bytes that the host could give to programs (proc_meminfo(5)).
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn available() -> Result<f64> {
+    let path = Path::new("/proc/meminfo");
+    let text = fs::read_to_string(path).map_err(on("read", path))?;
+    let number = text.lines().find_map(|line| {
+        let number = line.strip_prefix("MemAvailable:")?.trim();
+        number.strip_suffix("kB")?.trim().parse::<f64>().ok()
+    });
+    let number =
+        number.ok_or_else(|| Error::Other("the kernel tells no available memory".to_owned()))?;
+    Ok(number * 1024.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use clap::ValueEnum;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
-use crate::error::{Result, failed};
+use crate::error::{Error, Result, failed};
 
 /// A file of every image.
 const FILE: &str = "/etc/passwd";
@@ -60,6 +61,34 @@ pub fn main(args: &Args) -> Result<()> {
     };
     done.map_err(failed(format!("do {:?}", args.work)))?;
     println!("{}", begun.elapsed().as_nanos());
+    Ok(())
+}
+
+/// A program whose time is to be taken.
+#[derive(Debug, clap::Args)]
+pub struct Timed {
+    #[arg(last = true, required = true)]
+    words: Vec<String>,
+}
+
+/// Runs a program to its end, and prints how long it took as [`main`] does. What it prints itself goes to standard error.
+///
+/// # Errors
+/// It fails.
+pub fn time(args: &Timed) -> Result<()> {
+    let (program, words) = args.words.split_first().unzip();
+    let program = program.map_or("", String::as_str);
+    let errors = std::io::stderr().as_fd().try_clone_to_owned();
+    let mut command = Command::new(program);
+    command.args(words.unwrap_or_default()).stdin(Stdio::null());
+    command.stdout(errors.map_err(failed("use standard error twice"))?);
+    let begun = Instant::now();
+    let status = command.status().map_err(failed(format!("run {program}")))?;
+    let took = begun.elapsed();
+    if !status.success() {
+        return Err(Error::Other(format!("{program} failed ({status})")));
+    }
+    println!("{}", took.as_nanos());
     Ok(())
 }
 

@@ -33,11 +33,38 @@ pub struct Order {
     pub memory: String,
 }
 
-/// Somebody asks for the end: after the step that is under way, nothing is left behind.
+impl Order {
+    /// The flags of `fief bench` that give the same order, but for the experiments.
+    pub fn flags(&self) -> Vec<String> {
+        let backends: Vec<_> = self.backends.iter().map(|one| one.name()).collect();
+        let (backends, runs) = (backends.join(","), self.runs.to_string());
+        let mut flags = vec![
+            ("--runs", &runs),
+            ("--backends", &backends),
+            ("--image", &self.image),
+            ("--kernel", &self.kernel),
+            ("--memory", &self.memory),
+        ];
+        flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime)));
+        let words = flags.into_iter();
+        words
+            .flat_map(|(flag, value)| [flag.to_owned(), value.clone()])
+            .collect()
+    }
+}
+
+/// Somebody asks for the end: the step that is under way is broken off, and nothing is left behind.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn stop(_signal: i32) {
-    STOP.store(true, Ordering::Relaxed);
+extern "C" fn stop(signal: i32) {
+    if !STOP.swap(true, Ordering::Relaxed) {
+        // SAFETY: kill(2) is async-signal-safe. All of this process's group: what it waits for, and once more itself.
+        unsafe { libc::kill(0, signal) };
+    }
+}
+
+fn is_stopped() -> bool {
+    STOP.load(Ordering::Relaxed)
 }
 
 /// # Errors
@@ -55,7 +82,7 @@ pub fn main(args: &args::Runner) -> Result<()> {
         unsafe { sigaction(signal, &action) }
             .map_err(|errno| failed("handle signals")(errno.into()))?;
     }
-    // Its children are to go on when somebody presses Ctrl-C: what they do is finished, then nothing more is begun.
+    // With those whom it starts, and nobody else.
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let chosen: Vec<&Experiment> = experiments::all()
         .iter()
@@ -73,11 +100,12 @@ pub fn main(args: &args::Runner) -> Result<()> {
     }
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     for &backend in &order.backends {
-        if STOP.load(Ordering::Relaxed) {
+        if is_stopped() {
             return Ok(());
         }
         match subject::make(backend, &order) {
             Ok(made) => subjects.push(made),
+            Err(_) if is_stopped() => return Ok(()),
             Err(error) => {
                 for experiment in &chosen {
                     tell_failed(experiment, backend, &error)?;
@@ -87,7 +115,7 @@ pub fn main(args: &args::Runner) -> Result<()> {
     }
     for experiment in chosen {
         conduct(experiment, &subjects, &order)?;
-        if STOP.load(Ordering::Relaxed) {
+        if is_stopped() {
             return Ok(());
         }
     }
@@ -99,19 +127,20 @@ pub fn main(args: &args::Runner) -> Result<()> {
 fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order) -> Result<()> {
     let mut running: Vec<&dyn Subject> = Vec::new();
     for subject in subjects {
-        let ready = match experiment.needs_running {
-            true => subject.start().map(drop),
-            false => Ok(()),
+        let ready = match experiment.refuses(subject.backend()) {
+            Some(why) => Err(Error::Other(why.to_owned())),
+            None => experiment.prepare(subject.as_ref()),
         };
         match ready {
             Ok(()) => running.push(subject.as_ref()),
+            Err(_) if is_stopped() => return Ok(()),
             Err(error) => tell_failed(experiment, subject.backend(), &error)?,
         }
     }
     for run in 0..=order.runs {
         let mut failed = Vec::new();
         for subject in &running {
-            if STOP.load(Ordering::Relaxed) {
+            if is_stopped() {
                 break;
             }
             let backend = subject.backend();
@@ -127,6 +156,7 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                     backend,
                     values,
                 })?,
+                Err(_) if is_stopped() => return Ok(()),
                 Err(error) => {
                     tell_failed(experiment, backend, &error)?;
                     failed.push(backend);
@@ -160,4 +190,35 @@ fn tell(event: &Event) -> Result<()> {
     // Nobody listens any more: what was made is removed.
     told.inspect_err(|_| STOP.store(true, Ordering::Relaxed))
         .map_err(failed("tell what was measured"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn the_flags_of_an_order_are_the_command_lines() {
+        let order = Order {
+            state: PathBuf::new(),
+            clock: Clock::Seconds,
+            host: String::new(),
+            backends: vec![Backend::Vm, Backend::Host],
+            experiments: Vec::new(),
+            runs: 7,
+            image: "an image".to_owned(),
+            kernel: "micro".to_owned(),
+            runtime: Some("runc".to_owned()),
+            memory: "1G".to_owned(),
+        };
+        let words = [vec!["fief bench".to_owned()], order.flags()].concat();
+        let flags = args::Args::try_parse_from(words).unwrap().flags;
+        assert_eq!(flags.backends, order.backends);
+        assert_eq!((flags.runs, flags.runtime), (7, order.runtime));
+        assert_eq!(
+            (flags.image, flags.kernel),
+            (order.image, Some(order.kernel))
+        );
+        assert_eq!(flags.memory, order.memory);
+    }
 }

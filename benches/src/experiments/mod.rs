@@ -1,11 +1,18 @@
 //! The experiments: what each does to a subject, and which figures it gives.
 
-mod micro;
+mod beside;
+mod list;
+mod repeated;
 mod start;
 
 use crate::error::Result;
 use crate::report::{Clock, Unit};
-use crate::subject::Subject;
+use crate::subject::{Backend, Subject};
+
+use beside::Hog;
+use list::ALL;
+pub use list::EXITS;
+use repeated::Repeated;
 
 /// One thing to find out.
 #[derive(Debug)]
@@ -16,10 +23,14 @@ pub struct Experiment {
     pub figures: &'static [Figure],
     /// The subject is to run: else it is stopped when it begins, and afterwards.
     pub needs_running: bool,
+    /// It could hurt others on a machine that people use.
+    pub harms: bool,
+    /// A shell's script that is run in the subject once, before all runs.
+    prepare: &'static str,
     work: Work,
 }
 
-/// A number that an experiment gives, less of it being better.
+/// A number that an experiment gives; less of it is better.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Figure {
     pub name: &'static str,
@@ -30,12 +41,41 @@ pub struct Figure {
 #[derive(Debug)]
 enum Work {
     Start,
+    /// With nothing in the host's caches.
+    StartCold,
     Stop,
     Memory,
-    Micro(micro::Micro),
+    /// So many at once.
+    Crowd(usize),
+    Repeated(Repeated, u64),
+    /// What is lost of that beside a neighbour.
+    Lost(Hog, Repeated, u64),
+    /// Whether a script no longer ends well beside one.
+    Hurt(Hog, &'static str),
 }
 
 impl Experiment {
+    /// Why it is not for that backend at all.
+    pub fn refuses(&self, backend: Backend) -> Option<&'static str> {
+        let kernel = matches!(self.work, Work::Hurt(Hog(hog), _) if hog.contains("sysrq"));
+        (kernel && backend == Backend::Host)
+            .then_some("the kernel that would crash is the host's own, and the measurement's")
+    }
+
+    /// What is to be done once before the runs.
+    ///
+    /// # Errors
+    /// The subject lacks what the experiment needs.
+    pub fn prepare(&self, subject: &dyn Subject) -> Result<()> {
+        if self.needs_running {
+            subject.start()?;
+        }
+        if !self.prepare.is_empty() {
+            subject.run(&["sh", "-ec", self.prepare])?;
+        }
+        Ok(())
+    }
+
     /// One run: a value for each figure.
     ///
     /// # Errors
@@ -43,16 +83,20 @@ impl Experiment {
     pub fn run(&self, subject: &dyn Subject, clock: Clock) -> Result<Vec<f64>> {
         match &self.work {
             Work::Start => start::start(subject),
+            Work::StartCold => start::start_cold(subject),
             Work::Stop => start::stop(subject),
             Work::Memory => start::memory(subject),
-            Work::Micro(micro) => micro.run(subject, clock),
+            Work::Crowd(size) => start::crowd(subject, *size),
+            Work::Repeated(repeated, count) => repeated.run(*count, subject, clock),
+            Work::Lost(hog, work, count) => beside::lost(*hog, work, *count, subject, clock),
+            Work::Hurt(hog, attempt) => beside::hurt(*hog, attempt, subject),
         }
     }
 }
 
 /// All of them, in the order in which they are run.
 pub fn all() -> &'static [Experiment] {
-    &ALL
+    ALL
 }
 
 /// Their names.
@@ -64,82 +108,6 @@ pub fn names() -> Vec<&'static str> {
 pub fn named(name: &str) -> Option<&'static Experiment> {
     ALL.iter().find(|one| one.name == name)
 }
-
-const CPU: Figure = Figure {
-    name: "cpu",
-    title: "processor time",
-    unit: Unit::Time,
-};
-const TIME: Figure = Figure {
-    name: "time",
-    title: "time",
-    unit: Unit::Time,
-};
-const EXITS: Figure = Figure {
-    name: "exits",
-    title: "VM exits",
-    unit: Unit::Number,
-};
-const MEMORY: Figure = Figure {
-    name: "memory",
-    title: "memory",
-    unit: Unit::Bytes,
-};
-
-const fn micro(name: &'static str, title: &'static str, micro: micro::Micro) -> Experiment {
-    Experiment {
-        name,
-        title,
-        figures: &[CPU, TIME, EXITS],
-        needs_running: true,
-        work: Work::Micro(micro),
-    }
-}
-
-use crate::probe::Work as Op;
-use micro::Micro;
-
-static ALL: [Experiment; 9] = [
-    Experiment {
-        name: "start",
-        title: "start, until a first command can run",
-        figures: &[CPU, TIME],
-        needs_running: false,
-        work: Work::Start,
-    },
-    Experiment {
-        name: "stop",
-        title: "shut down",
-        figures: &[CPU, TIME],
-        needs_running: false,
-        work: Work::Stop,
-    },
-    Experiment {
-        name: "memory",
-        title: "memory of an idle tenant",
-        figures: &[MEMORY],
-        needs_running: true,
-        work: Work::Memory,
-    },
-    micro(
-        "getpid",
-        "shortest system call",
-        Micro::of(Op::Getpid, 20_000),
-    ),
-    micro("open", "open and close a file", Micro::of(Op::Open, 5000)),
-    micro(
-        "fork",
-        "start a program and wait for it",
-        Micro::of(Op::Fork, 50),
-    ),
-    micro("fault", "first touch of a page", Micro::of(Op::Fault, 8192)),
-    micro("pipe", "a byte through a pipe", Micro::of(Op::Pipe, 5000)),
-    micro(
-        "switch",
-        "a byte to a process and back, two switches",
-        Micro::of(Op::Switch, 2000),
-    ),
-];
 
 #[cfg(test)]
 mod tests {

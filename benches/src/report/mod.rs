@@ -1,16 +1,21 @@
 //! What was measured: the JSON that `--json` writes, from which the table and the page are made.
 
+mod html;
 mod table;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result, on};
 use crate::event::Event;
 use crate::experiments::{Experiment, named};
 use crate::statistics::{median, spread};
 use crate::subject::Backend;
 
+pub use html::html;
 pub use table::table;
 
 /// Of this file.
@@ -35,6 +40,10 @@ pub enum Unit {
     Time,
     Bytes,
     Number,
+    /// Of 100; all: it did not survive.
+    Percent,
+    /// 1: yes, which is bad; 0: no.
+    Answer,
 }
 
 /// Where it was measured.
@@ -65,6 +74,9 @@ pub struct Report {
     pub begun: u64,
     /// Nothing was interrupted.
     pub complete: bool,
+    /// The flags that it was measured with: all but `--only` and where it was written.
+    #[serde(default)]
+    pub flags: Vec<String>,
     pub environment: Option<Environment>,
     pub experiments: Vec<Outcome>,
 }
@@ -100,15 +112,42 @@ pub struct Values {
 }
 
 impl Report {
-    pub fn new(begun: u64) -> Self {
+    pub fn new(begun: u64, flags: Vec<String>) -> Self {
         Self {
             version: VERSION,
             title: "fief bench".to_owned(),
             begun,
             complete: false,
+            flags,
             environment: None,
             experiments: Vec::new(),
         }
+    }
+
+    /// What `--json` wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no report, or is of another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let text = fs::read(path).map_err(on("read", path))?;
+        let no_report = |source| Error::NoReport {
+            path: path.to_owned(),
+            source,
+        };
+        // First of all: the rest of another version may be anything.
+        let Versioned { version } = serde_json::from_slice(&text).map_err(no_report)?;
+        if version != VERSION {
+            return Err(Error::OtherVersion {
+                path: path.to_owned(),
+                found: version,
+                known: VERSION,
+            });
+        }
+        serde_json::from_slice(&text).map_err(no_report)
     }
 
     pub fn clock(&self) -> Clock {
@@ -243,6 +282,28 @@ pub fn show(value: f64, unit: Unit, clock: Clock) -> String {
             (1024.0 * 1024.0 * 1024.0, "GiB"),
         ]),
         (Unit::Number, _) => scaled(&[(1.0, "")]),
+        (Unit::Percent, _) if value >= 100.0 => "did not survive".to_owned(),
+        (Unit::Percent, _) => format!("{value:.0} %"),
+        (Unit::Answer, _) if value >= 1.0 => "yes".to_owned(),
+        (Unit::Answer, _) if value <= 0.0 => "no".to_owned(),
+        (Unit::Answer, _) => "at times".to_owned(),
+    }
+}
+
+/// A spread in percent.
+pub fn percent(spread: f64) -> String {
+    let percent = spread * 100.0;
+    format!("{percent:.*}", usize::from(percent < 1.0))
+}
+
+/// What 1 of a figure is; empty for what is counted.
+pub fn step(unit: Unit, clock: Clock) -> &'static str {
+    match (unit, clock) {
+        (Unit::Time, Clock::Seconds) => "nanoseconds",
+        (Unit::Time, Clock::Instructions) => "instructions",
+        (Unit::Bytes, _) => "bytes",
+        (Unit::Percent, _) => "percent",
+        (Unit::Number | Unit::Answer, _) => "",
     }
 }
 

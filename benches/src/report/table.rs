@@ -2,7 +2,9 @@
 
 use comfy_table::{Table, TableStyle};
 
-use super::{Clock, Report, Series, Unit, show};
+use super::{Clock, Report, Series, percent, show};
+use crate::experiments::EXITS;
+use crate::report::Unit;
 use crate::subject::Backend;
 
 /// What every report of instructions says beneath its figures.
@@ -58,9 +60,9 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-/// Nobody's exits are no figure.
-fn is_told(series: &Series) -> bool {
-    series.unit != Unit::Number || series.of.values().any(|values| values.median != 0.0)
+/// Nobody's exits are no figure. Other counts are, 0 of them most of all.
+pub fn is_told(series: &Series) -> bool {
+    series.name != EXITS.name || series.of.values().any(|values| values.median != 0.0)
 }
 
 fn cell(series: &Series, backend: Backend, clock: Clock) -> String {
@@ -68,9 +70,9 @@ fn cell(series: &Series, backend: Backend, clock: Clock) -> String {
         return "-".to_owned();
     };
     let mut text = show(values.median, series.unit, clock);
-    if let Some(spread) = values.spread {
-        let percent = spread * 100.0;
-        text += &format!(" ±{:.*}", usize::from(percent < 1.0), percent);
+    let has_spread = !matches!(series.unit, Unit::Percent | Unit::Answer);
+    if let Some(spread) = values.spread.filter(|_| has_spread) {
+        text += &format!(" ±{}", percent(spread));
     }
     if values.unstable {
         text.push('*');
@@ -107,5 +109,18 @@ mod tests {
             "{seconds}"
         );
         assert!(!seconds.contains('*'));
+    }
+
+    #[test]
+    fn a_count_of_nothing_is_a_figure_and_nobodys_exits_are_none() {
+        let mut report = report(Clock::Seconds);
+        for series in &mut report.experiments[0].figures {
+            let values = series.of.values_mut();
+            values.for_each(|values| values.median = 0.0);
+        }
+        assert!(!table(&report).contains("VM exits"));
+        report.experiments[0].figures[2].name = "leaks".to_owned();
+        report.experiments[0].figures[2].title = "leaks".to_owned();
+        assert!(table(&report).contains("leaks"));
     }
 }

@@ -19,7 +19,8 @@ pub fn environment(clock: Clock) -> Environment {
 
 /// A report of two experiments; the second failed in a container.
 pub fn report(clock: Clock) -> Report {
-    let mut report = Report::new(0);
+    let flags = ["--runs", "3", "--image", "debian"].map(str::to_owned);
+    let mut report = Report::new(0, flags.into());
     report.hear(Event::Begun {
         environment: Box::new(environment(clock)),
         steps: 9,
@@ -75,7 +76,7 @@ fn what_a_runner_tells_is_kept_run_by_run() {
 
 #[test]
 fn an_experiment_that_nobody_knows_is_left_out() {
-    let mut report = Report::new(0);
+    let mut report = Report::new(0, Vec::new());
     report.hear(Event::Measured {
         experiment: "nothing".to_owned(),
         backend: Backend::Vm,
@@ -97,4 +98,40 @@ fn numbers_are_short_and_have_their_unit() {
     );
     assert_eq!(show(0.004, Unit::Number, Clock::Seconds), "0.00");
     assert_eq!(show(-5.0, Unit::Time, Clock::Seconds), "-5.00 ns");
+}
+
+#[test]
+fn a_file_is_read_again_and_one_that_is_no_report_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.json");
+    let read = |text: &str| {
+        fs::write(&path, text).unwrap();
+        Report::read(&path)
+    };
+    let report = report(Clock::Instructions);
+    let mut json = serde_json::to_value(&report).unwrap();
+    assert_eq!(read(&json.to_string()).unwrap(), report);
+    for text in ["", "{}", "[1]", "{\"version\": 1}", "<html>"] {
+        let error = read(text).unwrap_err();
+        assert!(matches!(error, Error::NoReport { .. }), "{text}: {error}");
+        assert!(error.to_string().contains("fief bench --json FILE"));
+    }
+    // Whatever else is in it.
+    json["version"] = 2.into();
+    json["experiments"] = "nothing known".into();
+    let error = read(&json.to_string()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::OtherVersion {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    fs::remove_file(&path).unwrap();
+    let error = Report::read(&path).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
 }

@@ -3,6 +3,8 @@
 mod plain;
 mod tenant;
 
+use std::process::Child;
+
 use clap::ValueEnum;
 use fief::cgroup::{Group, Settings};
 use fief::spec::Bytes;
@@ -71,6 +73,15 @@ impl Backend {
     }
 }
 
+/// What several took together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Crowd {
+    /// Until the last one was there.
+    pub spent: Spent,
+    /// Bytes by which the host's available memory fell.
+    pub memory: f64,
+}
+
 /// One of the compared.
 pub trait Subject {
     fn backend(&self) -> Backend;
@@ -86,6 +97,27 @@ pub trait Subject {
     /// # Errors
     /// It does not end.
     fn stop(&self) -> Result<Spent>;
+
+    /// Starts several like it at once, and removes them again.
+    ///
+    /// # Errors
+    /// One of them does not come up.
+    fn crowd(&self, size: usize) -> Result<Crowd>;
+
+    /// Another one like it, running, as new.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn neighbour(&self) -> Result<Box<dyn Subject>>;
+
+    /// Ends it at once.
+    fn kill(&self);
+
+    /// Begins a command in it, whose output can be read.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    fn begin(&self, words: &[&str]) -> Result<Child>;
 
     /// Runs a command in it; what it printed.
     ///

@@ -1,8 +1,9 @@
 //! The plain host: its own kernel and this user, with the image's files and the tenants' limits.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use fief::cgroup::Group;
 use fief::spec::Bytes;
@@ -10,10 +11,10 @@ use fief_images::Images;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use super::{Backend, PROBE, Subject};
+use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Error, Result, failed, on};
-use crate::machine::said;
-use crate::measure::{self, Spent, spend};
+use crate::machine::{begin, said};
+use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
 
 const GROUP: &str = "fief-bench-host";
@@ -24,13 +25,20 @@ const DISK: u64 = 2 << 30;
 #[derive(Debug)]
 pub struct Plain {
     directory: TempDir,
+    /// The group's name.
+    id: String,
     group: Group,
+    order: Order,
 }
 
 impl Plain {
     /// # Errors
     /// The image cannot be mounted, or this machine has no groups.
     pub fn make(order: &Order) -> Result<Self> {
+        Self::named(GROUP, order)
+    }
+
+    fn named(id: &str, order: &Order) -> Result<Self> {
         let of = |error: &dyn std::fmt::Display| Error::Other(error.to_string());
         let images = Images::open(&order.state.join("images")).map_err(|error| of(&error))?;
         let image = images.rootfs(&order.image).map_err(|error| of(&error))?;
@@ -38,7 +46,9 @@ impl Plain {
         let directory = tempfile::tempdir().map_err(failed("make a directory"))?;
         let made = Self {
             directory,
-            group: super::group(GROUP, 1, memory)?,
+            id: id.to_owned(),
+            group: super::group(id, 1, memory)?,
+            order: order.clone(),
         };
         made.mount_all(&image.path, image.format.name())?;
         let own = std::env::current_exe().map_err(failed("find this program"))?;
@@ -89,7 +99,7 @@ impl Plain {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap_or_default());
-        command.args(["enter", "--group", GROUP, "--root"]);
+        command.args(["enter", "--group", &self.id, "--root"]);
         command.arg(self.root()).arg("--").args(words);
         command
     }
@@ -111,6 +121,50 @@ impl Subject for Plain {
     /// Nothing runs.
     fn stop(&self) -> Result<Spent> {
         Ok(Spent::default())
+    }
+
+    /// Processes that wait.
+    fn crowd(&self, size: usize) -> Result<Crowd> {
+        let mut waiting = Vec::new();
+        let before = available()?;
+        let spent = spend(
+            || self.charged(),
+            || {
+                for _ in 0..size {
+                    // Ready when it has said so.
+                    let mut one = self.command(&["sh", "-c", "echo; exec sleep 86400"]);
+                    let mut one = one.stdout(Stdio::piped()).spawn();
+                    let said = one.as_mut().map(|one| one.stdout.take());
+                    if let Ok(Some(mut said)) = said {
+                        let _ = said.read(&mut [0]);
+                    }
+                    waiting.push(one.map_err(failed("start a process"))?);
+                }
+                Ok(())
+            },
+        );
+        let after = available();
+        for mut one in waiting {
+            let _ = one.kill();
+            let _ = one.wait();
+        }
+        Ok(Crowd {
+            spent: spent?,
+            memory: before - after?,
+        })
+    }
+
+    fn neighbour(&self) -> Result<Box<dyn Subject>> {
+        let id = format!("{}-neighbour", self.id);
+        Ok(Box::new(Self::named(&id, &self.order)?))
+    }
+
+    fn kill(&self) {
+        self.group.end_processes();
+    }
+
+    fn begin(&self, words: &[&str]) -> Result<Child> {
+        begin(&mut self.command(words))
     }
 
     fn run(&self, words: &[&str]) -> Result<String> {

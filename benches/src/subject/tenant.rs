@@ -1,16 +1,16 @@
 //! A tenant, driven by `fief` on the command line as a user does.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use fief::cgroup::Group;
 use fief::spec::Bytes;
 use fief::store::{State, Store};
 
-use super::{Backend, PREFIX, PROBE, Subject};
-use crate::error::{Error, Result};
-use crate::machine::{fief, said};
-use crate::measure::{self, Spent, spend};
+use super::{Backend, Crowd, PREFIX, PROBE, Subject};
+use crate::error::{Error, Result, failed};
+use crate::machine::{begin, fief, said};
+use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
 
 /// The group of those who start and stop tenants.
@@ -21,36 +21,57 @@ pub struct Tenant {
     backend: Backend,
     name: String,
     state: PathBuf,
+    /// Flags of `fief create`.
+    flags: Vec<String>,
+}
+
+/// Tenants that are removed when this goes.
+struct Removed(Vec<String>);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            remove(name);
+        }
+    }
 }
 
 impl Tenant {
     /// # Errors
     /// `fief create` fails.
     pub fn make(backend: Backend, order: &Order) -> Result<Self> {
-        let name = format!("{PREFIX}-{}", backend.name());
+        let mut flags = vec!["--isolation", backend.name()];
+        flags.extend(["--image", &order.image, "--memory", &order.memory]);
+        flags.extend(["--cpus", "1", "--disk", "2G", "--net", "none"]);
+        match backend {
+            Backend::Vm => flags.extend(["--kernel", &order.kernel]),
+            _ => flags.extend(order.runtime.iter().flat_map(|one| ["--runtime", one])),
+        }
         let made = Self {
             backend,
-            name,
+            name: format!("{PREFIX}-{}", backend.name()),
             state: order.state.clone(),
+            flags: flags.into_iter().map(str::to_owned).collect(),
         };
-        remove(&made.name);
         // Nobody who starts tenants needs so much.
         super::group(CLIENT, u8::MAX, Bytes(1 << 40))?;
-        let mut create = fief(["create", &made.name, "--isolation", backend.name()]);
-        create.args(["--image", &order.image, "--memory", &order.memory]);
-        create.args(["--cpus", "1", "--disk", "2G", "--net", "none"]);
-        match backend {
-            Backend::Vm => create.args(["--kernel", &order.kernel]),
-            _ => create.args(order.runtime.iter().flat_map(|one| ["--runtime", one])),
-        };
-        said(&mut create)?;
-        // What is in its files stays there.
-        made.start()?;
-        let own = std::env::current_exe().unwrap_or_default();
-        let to = format!("{}:{PROBE}", made.name);
-        said(fief(["cp"]).arg(&own).arg(to))?;
+        made.furnish()?;
         made.stop()?;
         Ok(made)
+    }
+
+    /// Makes the tenant anew and starts it, with the work in its files.
+    fn furnish(&self) -> Result<()> {
+        remove(&self.name);
+        self.create(&self.name)?;
+        self.start()?;
+        let own = std::env::current_exe().unwrap_or_default();
+        let to = format!("{}:{PROBE}", self.name);
+        said(fief(["cp"]).arg(&own).arg(to)).map(drop)
+    }
+
+    fn create(&self, name: &str) -> Result<()> {
+        said(fief(["create", name]).args(&self.flags)).map(drop)
     }
 
     fn running(&self) -> Result<(fief::store::Tenant, State)> {
@@ -61,20 +82,20 @@ impl Tenant {
     }
 
     /// A command of `fief` whose own work is counted with the tenant's.
-    fn counted(words: [&str; 2]) -> Result<Spent> {
-        let all = || used(&Group::all());
-        let own = std::env::current_exe().unwrap_or_default();
-        spend(all, || {
-            let mut command = Command::new(own);
-            command.args(["enter", "--group", CLIENT, "--"]);
-            command.arg(fief_program()).args(words);
-            said(&mut command).map(drop)
-        })
+    fn counted(words: &[&str]) -> Result<Spent> {
+        spend(
+            || used(&Group::all()),
+            || said(&mut client(words)).map(drop),
+        )
     }
 }
 
-fn fief_program() -> &'static Path {
-    crate::machine::program()
+/// A command of `fief` in the clients' group.
+fn client(words: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.args(["enter", "--group", CLIENT, "--"]);
+    command.arg(crate::machine::program()).args(words);
+    command
 }
 
 /// Processor time of a group.
@@ -98,11 +119,66 @@ impl Subject for Tenant {
     }
 
     fn start(&self) -> Result<Spent> {
-        Self::counted(["start", &self.name])
+        Self::counted(&["start", &self.name])
     }
 
     fn stop(&self) -> Result<Spent> {
-        Self::counted(["stop", &self.name])
+        Self::counted(&["stop", &self.name])
+    }
+
+    fn crowd(&self, size: usize) -> Result<Crowd> {
+        let names: Vec<String> = (0..size)
+            .map(|one| format!("{}-{one}", self.name))
+            .collect();
+        let crowd = Removed(names);
+        for name in &crowd.0 {
+            remove(name);
+            self.create(name)?;
+        }
+        let before = available()?;
+        let spent = spend(
+            || used(&Group::all()),
+            || {
+                let start = |name: &String| client(&["start", name]).stdout(Stdio::null()).spawn();
+                let started: Vec<_> = crowd.0.iter().map(start).collect();
+                // All are waited for, also where one cannot be started.
+                let ends = started
+                    .into_iter()
+                    .map(|one| one.and_then(|mut one| one.wait()));
+                let ends: Vec<_> = ends.collect();
+                for end in ends {
+                    let end = end.map_err(failed("start a tenant"))?;
+                    if !end.success() {
+                        return Err(Error::Other(format!(
+                            "one of {size} tenants did not start ({end})"
+                        )));
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        let memory = before - available()?;
+        Ok(Crowd { spent, memory })
+    }
+
+    fn neighbour(&self) -> Result<Box<dyn Subject>> {
+        let neighbour = Self {
+            name: format!("{}-neighbour", self.name),
+            state: self.state.clone(),
+            flags: self.flags.clone(),
+            ..*self
+        };
+        neighbour.furnish()?;
+        Ok(Box::new(neighbour))
+    }
+
+    fn kill(&self) {
+        // One that has ended by itself needs none.
+        let _ = said(&mut fief(["kill", &self.name]));
+    }
+
+    fn begin(&self, words: &[&str]) -> Result<Child> {
+        begin(fief(["exec", &self.name, "--"]).args(words))
     }
 
     fn run(&self, words: &[&str]) -> Result<String> {

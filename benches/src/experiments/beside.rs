@@ -1,0 +1,78 @@
+//! A subject and its neighbour of the same kind: what the one feels of what the other does.
+
+use std::io::{BufRead, BufReader};
+
+use super::Repeated;
+use crate::error::{Error, Result};
+use crate::report::Clock;
+use crate::subject::{PROBE, Subject};
+
+/// A neighbour's doing. The script prints a line when it is under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Hog(pub &'static str);
+
+impl Hog {
+    /// Does `work` while a neighbour goes on with it.
+    fn during<T>(self, subject: &dyn Subject, work: impl FnOnce() -> T) -> Result<T> {
+        let neighbour = subject.neighbour()?;
+        let script = self.0.replace("PROBE", PROBE);
+        let mut doing = neighbour.begin(&["sh", "-c", &script])?;
+        if let Some(said) = doing.stdout.take() {
+            // It may have ended the neighbour: then nothing is said, and that is what is measured.
+            let _ = BufReader::new(said).read_line(&mut String::new());
+        }
+        let done = work();
+        // Whatever it did to itself.
+        neighbour.kill();
+        let _ = doing.kill();
+        let _ = doing.wait();
+        Ok(done)
+    }
+}
+
+/// By how many percent the subject's work takes longer with the neighbour's: of the throughput that it has alone, what is lost.
+/// 100: it did not survive.
+///
+/// # Errors
+/// The work fails without a neighbour, too.
+pub fn lost(
+    hog: Hog,
+    work: &Repeated,
+    count: u64,
+    subject: &dyn Subject,
+    clock: Clock,
+) -> Result<Vec<f64>> {
+    let time = || Ok::<f64, Error>(work.run(count, subject, clock)?[1]);
+    let alone = time()?;
+    let beside = hog.during(subject, time)?;
+    Ok(vec![match beside {
+        Ok(beside) => (1.0 - alone / beside) * 100.0,
+        Err(error) => {
+            tell(subject, &error);
+            100.0
+        }
+    }])
+}
+
+/// Whether the subject can no longer do something that it could before: 1 or 0.
+///
+/// # Errors
+/// It could not before.
+pub fn hurt(hog: Hog, attempt: &str, subject: &dyn Subject) -> Result<Vec<f64>> {
+    let attempt = attempt.replace("PROBE", PROBE);
+    let attempts = || subject.run(&["sh", "-ec", &attempt]);
+    attempts()?;
+    let beside = hog.during(subject, attempts)?;
+    if let Err(error) = &beside {
+        tell(subject, error);
+    }
+    Ok(vec![f64::from(u8::from(beside.is_err()))])
+}
+
+/// That something was harmed is a figure. How, is for whoever looks on.
+fn tell(subject: &dyn Subject, error: &Error) {
+    eprintln!(
+        "fief bench: {}, beside its neighbour: {error}",
+        subject.backend().name()
+    );
+}
