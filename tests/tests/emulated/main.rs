@@ -6,6 +6,7 @@ mod backend;
 
 mod access;
 mod bad_input;
+mod bench;
 mod by_path;
 mod changes;
 mod commands;

@@ -1,0 +1,122 @@
+//! `fief bench`: the figures that it gives, and what it leaves behind.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use fief_tests::waiting::end_of;
+use fief_tests::{Said, binary, feed, fief, in_host, run, state_directory};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::json;
+
+fn named(list: &Value, name: &str) -> Value {
+    let mut all = list.as_array().unwrap().iter();
+    all.find(|one| one["name"] == name).unwrap().clone()
+}
+
+/// The median of a figure.
+fn median(report: &Value, experiment: &str, figure: &str, backend: &str) -> f64 {
+    let experiment = named(&report["experiments"], experiment);
+    let figure = named(&experiment["figures"], figure);
+    let values = &figure["of"][backend];
+    values["median"]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{backend}: {experiment}"))
+}
+
+#[test]
+fn machines_containers_and_the_host_are_compared_and_harm_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let [figures, page] = ["figures.json", "page.html"].map(|name| directory.path().join(name));
+    let state = state_directory();
+    let line = "bench --only start,memory,getpid,switch,exhaust-inotify --runs 1 --image busybox";
+    let mut bench = fief(line.split(' '));
+    bench.arg("--json").arg(&figures).arg("--html").arg(&page);
+    let said = Said::from(end_of(
+        bench.stdout(Stdio::piped()).spawn().unwrap(),
+        "fief bench",
+    ));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(
+        said.out.contains("lower bounds for machines"),
+        "{}",
+        said.out
+    );
+    // The machine that it made for itself does not run any more.
+    let own = fief(["host", "status"])
+        .env("FIEF_STATE_DIR", state.join("bench"))
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&own.stdout).contains("not run"),
+        "{own:?}"
+    );
+
+    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let figure = |experiment, figure, backend| median(&report, experiment, figure, backend);
+    for backend in ["vm", "container", "host"] {
+        let calls = figure("getpid", "cpu", backend);
+        assert!((20.0..20_000.0).contains(&calls), "{backend}: {calls}");
+        assert!(figure("switch", "cpu", backend) > calls, "{backend}");
+    }
+    assert!(figure("start", "cpu", "vm") > figure("start", "cpu", "container"));
+    assert!(figure("start", "cpu", "container") > figure("start", "cpu", "host"));
+    assert!(figure("memory", "memory", "vm") > figure("memory", "memory", "container"));
+    // A call of its own kernel leaves a machine as seldom as its clock ticks.
+    assert!(figure("getpid", "exits", "vm") < 0.1);
+    // The control: without isolation, one takes what the other needs.
+    let hurt = ["container", "host"].map(|one| figure("exhaust-inotify", "hurt", one));
+    assert_eq!(hurt, [0.0, 1.0]);
+    // The kernel micro has none at all, which is told.
+    let inotify = named(&report["experiments"], "exhaust-inotify");
+    let why = inotify["failed"]["vm"].as_str().unwrap();
+    assert!(why.contains("not implemented"), "{why}");
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(page.contains("a lower bound for VM cost") && page.contains("shortest system call"));
+}
+
+#[test]
+fn one_that_is_interrupted_tells_what_it_finished_and_leaves_no_tenant() {
+    fief_tests::host();
+    let mut program = Vec::new();
+    std::fs::File::open(binary("fief-bench"))
+        .and_then(|mut file| file.read_to_end(&mut program))
+        .unwrap();
+    let script = "cat > /tmp/new && chmod 755 /tmp/new && mv /tmp/new /usr/local/bin/fief-bench";
+    let copy = fief(["host", "exec", "-i", "--", "sh", "-c", script]);
+    Said::from(feed(
+        { copy }.stdin(Stdio::piped()).spawn().unwrap(),
+        program,
+    ))
+    .ok();
+    run("run --rm --image busybox --kernel micro -- true").ok();
+    let mounts =
+        || in_host("grep -c loop /proc/mounts; ls /sys/fs/cgroup/fief | grep -c bench").out;
+    let before = mounts();
+    // On a host of its own it counts seconds.
+    let words = "host exec -- env FIEF_HOST=native fief bench --backends container,host --only getpid --runs 1000 \
+                 --image busybox --kernel micro --json /tmp/bench.json";
+    let mut bench = fief(words.split(' '));
+    let mut bench = bench
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(bench.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("getpid") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    kill(Pid::from_raw(bench.id().cast_signed()), Signal::SIGINT).unwrap();
+    let said = Said::from(end_of(bench, "a bench that is interrupted"));
+    assert_eq!(said.code, Some(130), "{said:?}");
+    assert!(said.out.contains("EXPERIMENT"), "{said:?}");
+    let report = json(&in_host("cat /tmp/bench.json").ok());
+    assert_eq!(report["complete"], false);
+    assert_eq!(report["environment"]["clock"], "seconds");
+    assert!(!run("ps -a").ok().contains("fief-bench"));
+    assert_eq!(mounts(), before);
+}
