@@ -148,7 +148,17 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                 experiment: experiment.name.to_owned(),
                 backend,
             })?;
-            match experiment.run(*subject, order.clock) {
+            let once = experiment.run(*subject, order.clock);
+            let run_of = |error: Error| {
+                if is_stopped() {
+                    return Err(error);
+                }
+                // One failure is an accident, which is told. What fails again is the experiment's answer.
+                let (name, backend) = (experiment.name, backend.name());
+                eprintln!("fief bench: {name}, {backend}, tried once more: {error}");
+                experiment.run(*subject, order.clock)
+            };
+            match once.or_else(run_of) {
                 // Caches are warm from here on.
                 Ok(_) if run == 0 => {}
                 Ok(values) => tell(&Event::Measured {
