@@ -13,7 +13,7 @@ use crate::subject::Backend;
 
 /// What isolation costs, and what it buys: the same work in virtual machines, containers and on the plain host
 #[derive(Debug, Parser)]
-#[command(name = "fief bench", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "fief bench", bin_name = "fief bench", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     pub flags: Flags,
