@@ -1,10 +1,10 @@
 //! `fief bench`: the figures that it gives, and what it leaves behind.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use fief_tests::waiting::end_of;
-use fief_tests::{Said, binary, feed, fief, in_host, run, state_directory};
+use fief_tests::{Said, binary, fief, in_host, run, state_directory};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -80,17 +80,8 @@ fn machines_containers_and_the_host_are_compared_and_harm_nobody() {
 #[test]
 fn one_that_is_interrupted_tells_what_it_finished_and_leaves_no_tenant() {
     fief_tests::host();
-    let mut program = Vec::new();
-    std::fs::File::open(binary("fief-bench"))
-        .and_then(|mut file| file.read_to_end(&mut program))
-        .unwrap();
-    let script = "cat > /tmp/new && chmod 755 /tmp/new && mv /tmp/new /usr/local/bin/fief-bench";
-    let copy = fief(["host", "exec", "-i", "--", "sh", "-c", script]);
-    Said::from(feed(
-        { copy }.stdin(Stdio::piped()).spawn().unwrap(),
-        program,
-    ))
-    .ok();
+    let program = std::fs::read(binary("fief-bench")).unwrap();
+    super::put("host exec -i --", "/usr/local/bin/fief-bench", program);
     run("run --rm --image busybox --kernel micro -- true").ok();
     let mounts =
         || in_host("grep -c loop /proc/mounts; ls /sys/fs/cgroup/fief | grep -c bench").out;

@@ -1,8 +1,6 @@
 //! What root of a tenant tries to do to the host. The host's root makes each attempt, too: there it succeeds, and is seen.
 
-use std::process::Stdio;
-
-use fief_tests::{Said, feed, fief, in_host};
+use fief_tests::{Said, fief, in_host};
 
 use super::Tenant;
 use super::backend::Backend;
@@ -191,28 +189,17 @@ const ATTEMPTS: [Attempt; 16] = [
     },
 ];
 
-/// Copies the content of a file to where `fief LINE` runs commands, as a program.
-fn put(line: &str, name: &str, content: Vec<u8>) {
-    let script = format!("cat > {AT}/{name} && chmod 755 {AT}/{name}");
-    let words = line.split_whitespace().chain(["sh", "-c", script.as_str()]);
-    let child = fief(words).stdin(Stdio::piped()).spawn().unwrap();
-    Said::from(feed(child, content)).ok();
-}
-
 /// The files of the attempts: in a tenant, and in the host.
 fn prepare(line: &str) {
     let words = line.split_whitespace();
     let make = format!("rm -rf {AT} && mkdir -p {AT}/at");
     let words = words.chain(["sh", "-c", make.as_str()]);
     Said::from(fief_tests::waiting::output(fief(words))).ok();
-    put(line, "call", CALL.into());
-    put(
-        line,
-        "agent",
-        b"#!/bin/sh\ntouch /run/fief-released\n".into(),
-    );
+    let put = |name: &str, content| super::put(line, &format!("{AT}/{name}"), content);
+    put("call", CALL.into());
+    put("agent", b"#!/bin/sh\ntouch /run/fief-released\n".into());
     let kernel = super::artifact("kernel", "debian").join("vmlinuz");
-    put(line, "kernel", std::fs::read(kernel).unwrap());
+    put("kernel", std::fs::read(kernel).unwrap());
 }
 
 /// A line of shell that sets what the scripts need to know of the host, which is made ready for the next attempt.

@@ -41,10 +41,23 @@ mod usage;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Mutex;
 
 /// Held by tests that make images, and by those that make sure that none was made.
 static IMAGES: Mutex<()> = Mutex::new(());
+
+/// Puts a program to `path` where `fief LINE` runs commands, with `-i`. One that runs stays as it was.
+fn put(line: &str, path: &str, content: Vec<u8>) {
+    let script =
+        format!("cat > {path}.new && chmod 755 {path}.new && mv {path}.new {path} && sync");
+    let words = line.split_whitespace().chain(["sh", "-c", script.as_str()]);
+    let child = fief_tests::fief(words)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    fief_tests::Said::from(fief_tests::feed(child, content)).ok();
+}
 
 /// What `text` says as JSON.
 #[track_caller]

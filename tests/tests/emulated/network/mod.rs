@@ -14,11 +14,9 @@ mod traffic;
 mod ways;
 
 use std::fmt;
-use std::io::Read;
-use std::process::Stdio;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
 
-use fief_tests::{Said, binary, feed, fief, in_host, run, run_with, waiting};
+use fief_tests::{Said, binary, in_host, run, run_with, waiting};
 
 use super::backend::Backend;
 use super::{Tenant, json};
@@ -59,15 +57,8 @@ pub fn world() {
 
 /// Copies the probe to where `fief LINE` runs commands.
 fn put(line: &str) {
-    let mut probe = Vec::new();
-    let path = binary("fief-probe");
-    std::fs::File::open(path)
-        .and_then(|mut file| file.read_to_end(&mut probe))
-        .unwrap();
-    let script = "cat > /tmp/probe && chmod 755 /tmp/probe && mv /tmp/probe /bin/net-probe && sync";
-    let words = line.split_whitespace().chain(["sh", "-c", script]);
-    let child = fief(words).stdin(Stdio::piped()).spawn().unwrap();
-    Said::from(feed(child, probe)).ok();
+    let probe = std::fs::read(binary("fief-probe")).unwrap();
+    super::put(line, "/bin/net-probe", probe);
 }
 
 /// Runs a probe in the host's namespace.
