@@ -42,6 +42,11 @@ fn told(said: &str) -> String {
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// For `map_err`: another crate's error, which says all.
+pub fn other(error: impl std::fmt::Display) -> Error {
+    Error::Other(error.to_string())
+}
+
 /// For `map_err`: what was tried.
 pub fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io {

@@ -1,13 +1,11 @@
 //! Taking all there is of what a kernel has for everybody, and the same thing asked for once by a neighbour.
 
-use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use clap::ValueEnum;
-use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::inotify::{InitFlags, Inotify};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -31,8 +29,6 @@ pub enum What {
     Files,
     /// Mounts (fs.mount-max)
     Mounts,
-    /// Keys (kernel.keys.maxkeys, maxbytes)
-    Keys,
     /// Memory
     Memory,
     /// Written, and not yet on a disk (vm.dirty_ratio)
@@ -99,7 +95,6 @@ impl Kept {
                 let none = None::<&str>;
                 mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)?;
             }
-            What::Keys => add_key(number)?,
             What::Memory => self.memory.push(vec![1; 1 << 20]),
             What::Dirty => {
                 let path = format!("/var/tmp/dirty{}", number % 8);
@@ -111,26 +106,6 @@ impl Kept {
         }
         Ok(())
     }
-}
-
-/// A key that stays with the user (add_key(2)).
-fn add_key(number: u64) -> io::Result<()> {
-    const KEY_SPEC_USER_KEYRING: i32 = -4;
-    const USER: &CStr = c"user";
-    let name = format!("fief-bench-{number}\0");
-    // SAFETY: two strings that end in 0, and as many bytes as are said.
-    let made = unsafe {
-        libc::syscall(
-            libc::SYS_add_key,
-            USER.as_ptr(),
-            name.as_ptr(),
-            name.as_ptr(),
-            name.len(),
-            KEY_SPEC_USER_KEYRING,
-        )
-    };
-    Errno::result(made)?;
-    Ok(())
 }
 
 #[cfg(test)]

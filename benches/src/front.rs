@@ -11,13 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fief::cli::Context;
 use fief_host::{HostChoice, HostKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::args::Flags;
-use crate::error::{Error, Result, failed, on};
+use crate::error::{Error, Result, failed, on, other};
 use crate::event::Event;
 use crate::experiments;
-use crate::machine::{fief, said};
+use crate::machine::{fief, on_request_to_end, said};
 use crate::report::{Clock, Report, html, table};
 use crate::runner::Order;
 
@@ -57,16 +56,8 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
         let opened = fs::OpenOptions::new().create(true).append(true).open(path);
         opened.map_err(on("write", path))?;
     }
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let action = SigAction::new(
-            SigHandler::Handler(pass_on),
-            SaFlags::SA_RESTART,
-            SigSet::empty(),
-        );
-        // SAFETY: the handler stores to atomics and calls kill(2).
-        unsafe { sigaction(signal, &action) }
-            .map_err(|errno| failed("handle signals")(errno.into()))?;
-    }
+    // SAFETY: the handler stores to atomics and calls kill(2).
+    unsafe { on_request_to_end(pass_on) }?;
     let place = Place::find()?;
     let order = place.order(flags);
     if order.experiments.is_empty() {
@@ -132,11 +123,10 @@ struct Place {
 
 impl Place {
     fn find() -> Result<Self> {
-        let other = |error: &dyn std::fmt::Display| Error::Other(error.to_string());
         let choice = std::env::var("FIEF_HOST").unwrap_or_else(|_| "auto".to_owned());
-        let choice: HostChoice = choice.parse().map_err(|error| other(&error))?;
+        let choice: HostChoice = choice.parse().map_err(other)?;
         let state = std::env::var_os("FIEF_STATE_DIR").map(PathBuf::from);
-        let context = Context::new(choice, state).map_err(|error| other(&error.text()))?;
+        let context = Context::new(choice, state).map_err(|error| other(error.text()))?;
         let decision = context.decide();
         Ok(Self {
             kind: decision.kind,

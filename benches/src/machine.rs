@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
 use crate::error::{Error, Result, failed};
 use crate::report::Environment;
 use crate::runner::Order;
@@ -59,6 +61,24 @@ pub fn begin(command: &mut Command) -> Result<Child> {
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let child = command.stdout(Stdio::piped()).spawn();
     child.map_err(failed("begin a command"))
+}
+
+/// Has `handler` called when somebody asks this process to end: by Ctrl-C, by kill(1), or by the end of the terminal.
+///
+/// # Safety
+/// It does nothing but what is async-signal-safe (signal-safety(7)).
+///
+/// # Errors
+/// The kernel refuses.
+pub unsafe fn on_request_to_end(handler: extern "C" fn(i32)) -> Result<()> {
+    let handler = SigHandler::Handler(handler);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the caller's promise.
+        let set = unsafe { sigaction(signal, &action) };
+        set.map_err(|errno| failed("handle signals")(errno.into()))?;
+    }
+    Ok(())
 }
 
 /// What a report tells about where it was made.

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
@@ -72,16 +71,8 @@ fn is_stopped() -> bool {
 pub fn main(args: &args::Runner) -> Result<()> {
     let order: Order = serde_json::from_str(&args.order)
         .map_err(|error| Error::Other(format!("the order makes no sense: {error}")))?;
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let action = SigAction::new(
-            SigHandler::Handler(stop),
-            SaFlags::SA_RESTART,
-            SigSet::empty(),
-        );
-        // SAFETY: the handler does nothing but store to an atomic.
-        unsafe { sigaction(signal, &action) }
-            .map_err(|errno| failed("handle signals")(errno.into()))?;
-    }
+    // SAFETY: the handler stores to an atomic and calls kill(2).
+    unsafe { machine::on_request_to_end(stop) }?;
     // With those whom it starts, and nobody else.
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let chosen: Vec<&Experiment> = experiments::all()

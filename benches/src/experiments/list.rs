@@ -54,6 +54,7 @@ const fn outside(
         figures,
         needs_running: false,
         harms: false,
+        crashes_kernel: false,
         prepare: "",
         work,
     }
@@ -73,6 +74,7 @@ const fn inside(
         figures: &[CPU, TIME, EXITS],
         needs_running: true,
         harms: false,
+        crashes_kernel: false,
         prepare,
         work: Work::Repeated(repeated, count),
     }
@@ -93,6 +95,7 @@ const fn beside(
         figures: &[LOST],
         needs_running: true,
         harms: true,
+        crashes_kernel: false,
         prepare,
         work: Work::Lost(Hog(hog), work, count),
     }
@@ -111,6 +114,7 @@ const fn exhausted(
         figures: &[HURT],
         needs_running: true,
         harms: true,
+        crashes_kernel: false,
         prepare: "",
         work: Work::Hurt(Hog(hog), attempt),
     }
@@ -355,10 +359,13 @@ pub static ALL: &[Experiment] = &[
         "dd if=/dev/zero of=/var/tmp/full bs=1M; echo; sleep 1000",
         "echo works > /var/tmp/works; sync /var/tmp/works",
     ),
-    exhausted(
-        "crash-kernel",
-        "a neighbour crashes its kernel, where it has the right to",
-        "echo; echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000",
-        "PROBE probe fork 5",
-    ),
+    Experiment {
+        crashes_kernel: true,
+        ..exhausted(
+            "crash-kernel",
+            "a neighbour crashes its kernel, where it has the right to",
+            "echo; echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000",
+            "PROBE probe fork 5",
+        )
+    },
 ];

@@ -25,6 +25,8 @@ pub struct Experiment {
     pub needs_running: bool,
     /// It could hurt others on a machine that people use.
     pub harms: bool,
+    /// It crashes the kernel that it runs on, unless it is kept from that.
+    pub crashes_kernel: bool,
     /// A shell's script that is run in the subject once, before all runs.
     prepare: &'static str,
     work: Work,
@@ -57,8 +59,7 @@ enum Work {
 impl Experiment {
     /// Why it is not for that backend at all.
     pub fn refuses(&self, backend: Backend) -> Option<&'static str> {
-        let kernel = matches!(self.work, Work::Hurt(Hog(hog), _) if hog.contains("sysrq"));
-        (kernel && backend == Backend::Host)
+        (self.crashes_kernel && backend == Backend::Host)
             .then_some("the kernel that would crash is the host's own, and the measurement's")
     }
 

@@ -82,15 +82,6 @@ pub fn html(report: &Report) -> String {
     page.into_string()
 }
 
-/// Its colour. A name always stands beside.
-fn class(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Vm => "vm",
-        Backend::Container => "container",
-        Backend::Host => "host",
-    }
-}
-
 fn compared(report: &Report, backends: &[Backend]) -> Markup {
     let help = |backend: Backend| {
         let value = backend.to_possible_value()?;
@@ -102,7 +93,7 @@ fn compared(report: &Report, backends: &[Backend]) -> Markup {
             h2 { "What is compared" }
             dl.legend {
                 @for &backend in backends {
-                    dt { span class={ "swatch " (class(backend)) } {} (backend.name()) }
+                    dt { span class={ "swatch " (backend.name()) } {} (backend.name()) }
                     dd { (help(backend).unwrap_or_default()) }
                 }
                 @if let Some(tenant) = tenant {
@@ -193,7 +184,7 @@ fn summary(experiments: &[Outcome], backends: &[Backend], clock: Clock) -> Marku
                         th scope="col" { "experiment" }
                         th scope="col" { "figure" }
                         @for &backend in backends {
-                            th.number scope="col" { span class={ "swatch " (class(backend)) } {} (backend.name()) }
+                            th.number scope="col" { span class={ "swatch " (backend.name()) } {} (backend.name()) }
                         }
                         @if counted { th.number scope="col" { "VM exits" } }
                         @for backend in &compared {
@@ -254,7 +245,7 @@ fn cell(outcome: &Outcome, series: &Series, backend: Backend, clock: Clock) -> M
             " "
             // Also empty, it keeps the numbers beneath each other.
             span.spread { @if let Some(spread) = values.spread { "±" (percent(spread)) } }
-            span class={ "thin " (class(backend)) } style={ "--share:" (share(values.median, greatest(series))) } {}
+            span class={ "thin " (backend.name()) } style={ "--share:" (share(values.median, greatest(series))) } {}
         }
     }
 }
@@ -331,7 +322,7 @@ fn chart(outcome: &Outcome, series: &Series, backends: &[Backend], clock: Clock)
             figcaption { (series.title) }
             @for &backend in backends {
                 @match series.of.get(&backend) {
-                    Some(values) => div class={ "row " (class(backend)) } {
+                    Some(values) => div class={ "row " (backend.name()) } {
                         span.name { (backend.name()) }
                         span.track aria-hidden="true" {
                             span.bar style={ "--share:" (share(values.median, scale)) } {}
@@ -340,7 +331,7 @@ fn chart(outcome: &Outcome, series: &Series, backends: &[Backend], clock: Clock)
                         span.value { (show(values.median, series.unit, clock)) }
                         (details(outcome, series, backend, values, clock))
                     },
-                    None => div class={ "row " (class(backend)) } {
+                    None => div class={ "row " (backend.name()) } {
                         span.name { (backend.name()) }
                         span.track aria-hidden="true" {}
                         span.value.missing { "not measured" }

@@ -242,7 +242,9 @@ impl Series {
         });
         values.runs.push(value);
         values.median = median(&values.runs).unwrap_or(value);
-        values.spread = spread(&values.runs);
+        // Percents and answers say themselves how much they vary.
+        let varies = !matches!(unit, Unit::Percent | Unit::Answer);
+        values.spread = spread(&values.runs).filter(|_| varies);
         let varies = values.spread.is_some_and(|spread| spread > STABLE);
         values.unstable = varies && clock == Clock::Instructions && unit == Unit::Time;
     }

@@ -1,10 +1,7 @@
 //! The report on a terminal.
 
-use comfy_table::{Table, TableStyle};
-
 use super::{Clock, Report, Series, percent, show};
 use crate::experiments::EXITS;
-use crate::report::Unit;
 use crate::subject::Backend;
 
 /// What every report of instructions says beneath its figures.
@@ -16,10 +13,13 @@ follows from them.";
 /// All that was found, a line for each figure.
 pub fn table(report: &Report) -> String {
     let (backends, clock) = (report.backends(), report.clock());
-    let mut table = Table::new();
-    let mut header = vec!["EXPERIMENT".to_owned(), "FIGURE".to_owned()];
-    header.extend(backends.iter().map(|one| one.name().to_uppercase()));
-    table.load_style(TableStyle::new()).set_header(header);
+    let names: Vec<_> = backends
+        .iter()
+        .map(|one| one.name().to_uppercase())
+        .collect();
+    let mut header = vec!["EXPERIMENT", "FIGURE"];
+    header.extend(names.iter().map(String::as_str));
+    let mut rows = Vec::new();
     for outcome in &report.experiments {
         for (number, series) in outcome.figures.iter().enumerate() {
             if !is_told(series) {
@@ -28,16 +28,10 @@ pub fn table(report: &Report) -> String {
             let name = if number == 0 { &*outcome.name } else { "" };
             let mut row = vec![name.to_owned(), series.title.clone()];
             row.extend(backends.iter().map(|backend| cell(series, *backend, clock)));
-            table.add_row(row);
+            rows.push(row);
         }
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
-    let mut text: String = table
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect();
+    let mut text = fief::table::table(&header, rows);
     let failed = report.experiments.iter().flat_map(|outcome| {
         let each = outcome.failed.iter();
         each.map(|(backend, why)| format!("{}, {}: {why}\n", outcome.name, backend.name()))
@@ -70,8 +64,7 @@ fn cell(series: &Series, backend: Backend, clock: Clock) -> String {
         return "-".to_owned();
     };
     let mut text = show(values.median, series.unit, clock);
-    let has_spread = !matches!(series.unit, Unit::Percent | Unit::Answer);
-    if let Some(spread) = values.spread.filter(|_| has_spread) {
+    if let Some(spread) = values.spread {
         text += &format!(" ±{}", percent(spread));
     }
     if values.unstable {

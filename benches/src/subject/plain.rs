@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::{Backend, Crowd, PROBE, Subject};
-use crate::error::{Error, Result, failed, on};
+use crate::error::{Error, Result, failed, on, other};
 use crate::machine::{begin, said};
 use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
@@ -39,10 +39,9 @@ impl Plain {
     }
 
     fn named(id: &str, order: &Order) -> Result<Self> {
-        let of = |error: &dyn std::fmt::Display| Error::Other(error.to_string());
-        let images = Images::open(&order.state.join("images")).map_err(|error| of(&error))?;
-        let image = images.rootfs(&order.image).map_err(|error| of(&error))?;
-        let memory: Bytes = order.memory.parse().map_err(|error| of(&error))?;
+        let images = Images::open(&order.state.join("images")).map_err(other)?;
+        let image = images.rootfs(&order.image).map_err(other)?;
+        let memory: Bytes = order.memory.parse().map_err(other)?;
         let directory = tempfile::tempdir().map_err(failed("make a directory"))?;
         let made = Self {
             directory,
@@ -69,7 +68,7 @@ impl Plain {
         }
         let layer = base.join("layer.ext4");
         let made = fief_images::disk::make(&layer, DISK);
-        made.map_err(|error| Error::Other(error.to_string()))?;
+        made.map_err(other)?;
         let mount_file = |file: &Path, kind: &str, options: &str, at: &Path| {
             let mut command = Command::new("mount");
             command.args(["-t", kind, "-o", options]).args([file, at]);

@@ -8,7 +8,7 @@ use fief::spec::Bytes;
 use fief::store::{State, Store};
 
 use super::{Backend, Crowd, PREFIX, PROBE, Subject};
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, other};
 use crate::machine::{begin, fief, said};
 use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
@@ -75,10 +75,9 @@ impl Tenant {
     }
 
     fn running(&self) -> Result<(fief::store::Tenant, State)> {
-        let of = |error: &dyn std::fmt::Display| Error::Other(error.to_string());
-        let store = Store::open(&self.state).map_err(|error| of(&error))?;
-        let name = self.name.parse().map_err(|error| of(&error))?;
-        store.running(&name).map_err(|error| of(&error))
+        let store = Store::open(&self.state).map_err(other)?;
+        let name = self.name.parse().map_err(other)?;
+        store.running(&name).map_err(other)
     }
 
     /// A command of `fief` whose own work is counted with the tenant's.

@@ -16,5 +16,5 @@ mod provide;
 pub mod shim;
 pub mod spec;
 pub mod store;
-mod table;
+pub mod table;
 mod terminal;

@@ -280,12 +280,7 @@ impl Group {
         let mut found = Vec::new();
         let mut groups: Vec<PathBuf> = part.map(|part| part.path.clone()).into_iter().collect();
         while let Some(group) = groups.pop() {
-            let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-            found.extend(
-                processes
-                    .lines()
-                    .filter_map(|line| line.parse::<i32>().ok()),
-            );
+            found.extend(members(&group));
             groups.extend(below(&group));
         }
         found
@@ -473,12 +468,20 @@ fn kill(group: &Path) {
     }
 }
 
+/// The processes of one group.
+fn members(group: &Path) -> Vec<i32> {
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    processes
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect()
+}
+
 fn kill_tree(group: &Path) {
     for group in below(group) {
         kill_tree(&group);
     }
-    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    for process in processes.lines().filter_map(|line| line.parse().ok()) {
+    for process in members(group) {
         // 0 is a process of another pid namespace, whom this one cannot name.
         if process > 0 {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), Signal::SIGKILL);
