@@ -76,6 +76,19 @@ fn lock() -> Result<Held> {
     Ok(Held::take_machines("network.lock")?)
 }
 
+/// To be held while the directory of a tenant with a network is renamed: whoever lists the networks meanwhile, with the
+/// lock, could miss it under both names, and take its network for nobody's. Nothing for a tenant without one, and for who
+/// may change no networks.
+///
+/// # Errors
+/// The lock cannot be taken.
+pub fn hold_still(directory: &Path) -> Result<Option<Held>> {
+    if !may_administer() || matches!(Record::read(directory), Ok(None)) {
+        return Ok(None);
+    }
+    lock().map(Some)
+}
+
 /// The network of the tenant in `directory`, if it has one: what its monitor is to use. One that was made with it is
 /// only looked at, and its rules set again if somebody removed them; it is made again when the machine has restarted since,
 /// or the tenant was made before there were networks.

@@ -67,25 +67,35 @@ pub(super) fn dismantle(directory: &Path) -> Result<(), StoreError> {
     Ok(remove(directory)?)
 }
 
+/// Renames a tenant's directory; false if something has that name.
+///
+/// # Errors
+/// No permission, or its network cannot be locked.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    let _still = network::hold_still(from)?;
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EEXIST) => Ok(false),
+        Err(error) => Err(failed("rename", from)(error.into()).into()),
+    }
+}
+
 /// Gives a directory a name that every command takes for one to be removed; that name. It needs no space: to remove
 /// things is what helps on a full disk.
-pub(super) fn discard(path: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// See [`rename`].
+pub(super) fn discard(path: &Path) -> Result<PathBuf, StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    for number in 0_u64.. {
+    let mut number = 0_u64;
+    loop {
         let gone = path.with_file_name(format!("{GONE}{name}.{number}"));
-        match renameat2(
-            AT_FDCWD,
-            path,
-            AT_FDCWD,
-            &gone,
-            RenameFlags::RENAME_NOREPLACE,
-        ) {
-            // Another fief has not removed its own yet.
-            Err(nix::Error::EEXIST) => {}
-            moved => return moved.map(|()| gone).map_err(Into::into),
+        if rename(path, &gone)? {
+            return Ok(gone);
         }
+        // Another fief has not removed its own yet.
+        number += 1;
     }
-    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 impl Store {

@@ -37,8 +37,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-
 pub use file::FileError;
 pub(crate) use file::{failed, read_json, remove, write_json};
 pub use lock::{Held, MACHINE};
@@ -301,17 +299,8 @@ impl Draft {
         let name = locked.tenant.name.clone();
         let _names = store.lock_names()?;
         let target = store.at(&name);
-        let moved = renameat2(
-            AT_FDCWD,
-            directory.path(),
-            AT_FDCWD,
-            target.directory(),
-            RenameFlags::RENAME_NOREPLACE,
-        );
-        match moved {
-            Ok(()) => {}
-            Err(nix::Error::EEXIST) => return Err(StoreError::Taken(name.to_string())),
-            Err(error) => return Err(failed("name", target.directory())(error.into()).into()),
+        if !leftovers::rename(directory.path(), target.directory())? {
+            return Err(StoreError::Taken(name.to_string()));
         }
         directory.keep();
         let parent = store.tenants_directory();

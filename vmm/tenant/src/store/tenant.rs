@@ -347,7 +347,7 @@ impl Locked {
         // Whoever gets the name next has no part in what was granted to this one.
         let could_reach = network::forget_grants(&self.tenant)?;
         let _ = Group::of(&self.tenant).remove();
-        let gone = leftovers::discard(directory).map_err(failed("remove", directory))?;
+        let gone = leftovers::discard(directory)?;
         leftovers::dismantle(&gone)?;
         for name in could_reach {
             let other = Tenant::new(name.clone(), directory.with_file_name(name.as_str()));
