@@ -147,6 +147,7 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                 // One failure is an accident, which is told. What fails again is the experiment's answer.
                 let (name, backend) = (experiment.name, backend.name());
                 eprintln!("fief bench: {name}, {backend}, tried once more: {error}");
+                eprint!("{}", subject.last_words());
                 experiment.run(*subject, order.clock)
             };
             match once.or_else(run_of) {

@@ -1,7 +1,7 @@
 //! What there is to find out.
 
 use super::repeated::Repeated::{Call, Once, Script};
-use super::{Experiment, Figure, Hog, Repeated, Work};
+use super::{Bound, Experiment, Figure, Hog, Repeated, Work};
 use crate::probe::Work as Op;
 use crate::report::Unit;
 
@@ -116,7 +116,21 @@ const fn exhausted(
         harms: true,
         crashes_kernel: false,
         prepare: "",
-        work: Work::Hurt(Hog(hog), attempt),
+        work: Work::Hurt(Hog(hog), None, attempt),
+    }
+}
+
+/// The same, of what the kernel has plenty of: as on a smaller host, it has only so much meanwhile.
+const fn exhausted_of(
+    name: &'static str,
+    title: &'static str,
+    bound: Bound,
+    hog: &'static str,
+    attempt: &'static str,
+) -> Experiment {
+    Experiment {
+        work: Work::Hurt(Hog(hog), Some(bound), attempt),
+        ..exhausted(name, title, hog, attempt)
     }
 }
 
@@ -304,6 +318,14 @@ pub static ALL: &[Experiment] = &[
         50,
     ),
     beside(
+        "noisy-dirty",
+        "beside a neighbour whose writes wait in the cache: blocks written",
+        FILE,
+        "echo; while :; do dd if=/dev/zero of=/var/tmp/noise bs=1M count=256; done",
+        Script("dd if=/dev/zero of=/var/tmp/quiet bs=64k count=COUNT"),
+        100,
+    ),
+    beside(
         "noisy-forks",
         "beside a neighbour that starts processes: programs started",
         "",
@@ -317,29 +339,27 @@ pub static ALL: &[Experiment] = &[
         "PROBE exhaust inotify",
         "PROBE exhaust --one inotify",
     ),
-    exhausted(
+    exhausted_of(
         "exhaust-pids",
         "a neighbour has all processes",
+        // A tenant may have 4096 itself.
+        Bound("kernel/pid_max", 5600),
         "PROBE exhaust pids",
         "PROBE exhaust --one pids",
     ),
-    exhausted(
+    exhausted_of(
         "exhaust-files",
         "a neighbour has all open files",
+        Bound("fs/file-max", 100_000),
         "PROBE exhaust files",
         "PROBE exhaust --one files",
     ),
-    exhausted(
+    exhausted_of(
         "exhaust-mounts",
         "a neighbour has mounted as much as it may",
+        Bound("fs/mount-max", 4000),
         "PROBE exhaust mounts",
         "PROBE exhaust --one mounts; umount /var/tmp/exhaust",
-    ),
-    exhausted(
-        "exhaust-dirty",
-        "a neighbour writes without end",
-        "PROBE exhaust dirty",
-        "echo works > /var/tmp/works; sync /var/tmp/works",
     ),
     exhausted(
         "crash-fork-bomb",

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::report::{Clock, Unit};
 use crate::subject::{Backend, Subject};
 
-use beside::Hog;
+use beside::{Bound, Hog};
 use list::ALL;
 pub use list::EXITS;
 use repeated::Repeated;
@@ -53,7 +53,7 @@ enum Work {
     /// What is lost of that beside a neighbour.
     Lost(Hog, Repeated, u64),
     /// Whether a script no longer ends well beside one.
-    Hurt(Hog, &'static str),
+    Hurt(Hog, Option<Bound>, &'static str),
 }
 
 impl Experiment {
@@ -90,7 +90,7 @@ impl Experiment {
             Work::Crowd(size) => start::crowd(subject, *size),
             Work::Repeated(repeated, count) => repeated.run(*count, subject, clock),
             Work::Lost(hog, work, count) => beside::lost(*hog, work, *count, subject, clock),
-            Work::Hurt(hog, attempt) => beside::hurt(*hog, attempt, subject),
+            Work::Hurt(hog, bound, attempt) => beside::hurt(*hog, *bound, attempt, subject),
         }
     }
 }

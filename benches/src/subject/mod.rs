@@ -119,6 +119,11 @@ pub trait Subject {
     /// It cannot be started.
     fn begin(&self, words: &[&str]) -> Result<Child>;
 
+    /// What it and its monitor logged last, if anything: for whoever looks into a failure.
+    fn last_words(&self) -> String {
+        String::new()
+    }
+
     /// Runs a command in it; what it printed.
     ///
     /// # Errors

@@ -184,6 +184,12 @@ impl Subject for Tenant {
         said(fief(["exec", &self.name, "--"]).args(words))
     }
 
+    fn last_words(&self) -> String {
+        let log = |words: &[&str]| said(fief(["logs", "--tail", "5", &self.name]).args(words));
+        let logs = [log(&[]), log(&["--monitor"])];
+        logs.into_iter().flatten().collect()
+    }
+
     fn charged(&self) -> Result<u64> {
         let (tenant, _) = self.running()?;
         used(&Group::of(&tenant))
