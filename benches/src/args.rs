@@ -9,7 +9,7 @@ use crate::enter;
 use crate::exhaust;
 use crate::experiments;
 use crate::probe;
-use crate::subject::Backend;
+use crate::subject::{Backend, Peer, peer};
 
 /// What isolation costs, and what it buys: the same work in virtual machines, containers and on the plain host
 #[derive(Debug, Parser)]
@@ -26,6 +26,7 @@ Examples:
   fief bench --list                               what can be measured
   fief bench --only getpid,start --runs 10        two experiments
   fief bench --backends vm,container --html report.html
+  fief bench --only start,memory --peer firecracker=./firecracker   beside another monitor
   fief bench --from result.json --html report.html   the page of what --json wrote
 
 Where Linux does not boot on this machine's KVM, tenants run in the emulated host, and instructions are counted instead of
@@ -42,6 +43,9 @@ pub struct Flags {
         default_value = "vm,container,host"
     )]
     pub backends: Vec<Backend>,
+    /// Compare another monitor, too: a program that takes Firecracker's --no-api --config-file FILE (may be repeated)
+    #[arg(long = "peer", value_name = "NAME=PATH")]
+    pub peers: Vec<Peer>,
     /// List the experiments
     #[arg(long)]
     pub list: bool,
@@ -82,7 +86,7 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["backends", "list", "only", "runs", "image", "kernel", "runtime", "memory", "json"]
+        conflicts_with_all = ["backends", "peers", "list", "only", "runs", "image", "kernel", "runtime", "memory", "json"]
     )]
     pub from: Option<PathBuf>,
 }
@@ -98,6 +102,8 @@ pub enum Part {
     Exhaust(exhaust::Args),
     #[command(hide = true)]
     Enter(enter::Args),
+    #[command(hide = true)]
+    Inside(peer::Inside),
     #[command(hide = true)]
     Runner(Runner),
 }
@@ -117,7 +123,12 @@ mod tests {
         let parse = |words: &[&str]| Args::try_parse_from([&["fief-bench"], words].concat());
         let args = parse(&["--from", "a.json", "--html", "a.html"]).unwrap();
         assert!(args.flags.from.is_some() && args.flags.html.is_some());
-        for flag in [["--runs", "3"], ["--json", "b.json"], ["--image", "debian"]] {
+        for flag in [
+            ["--runs", "3"],
+            ["--json", "b.json"],
+            ["--image", "debian"],
+            ["--peer", "a=b"],
+        ] {
             assert!(parse(&flag).is_ok());
             let both = [&["--from", "a.json"], &flag[..]].concat();
             assert!(parse(&both).is_err(), "{both:?}");

@@ -6,6 +6,8 @@ use std::process::{Command, ExitCode};
 
 use fief::cgroup::Group;
 use fief::spec::Isolation;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use crate::error::{Result, failed, on};
 
@@ -34,6 +36,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         std::os::unix::fs::chroot(root).map_err(on("change the root to", root))?;
         std::env::set_current_dir("/").map_err(failed("change to the new root"))?;
     }
+    // What is measured does not outlive the measurement.
+    set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| failed("be ended with the measurement")(errno.into()))?;
     let (program, words) = args.words.split_first().unzip();
     let program = program.map_or("", String::as_str);
     let error = Command::new(program).args(words.unwrap_or_default()).exec();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -29,6 +30,36 @@ pub enum Error {
         path: PathBuf,
         found: u32,
         known: u32,
+    },
+    #[error(
+        "the peer {name} cannot be used: {}: {source}; give the path of a monitor's program that this user may execute",
+        .path.display()
+    )]
+    PeerProgram {
+        name: String,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "the monitor of the peer {name} ended before its machine answered ({status}){}; it has to take Firecracker's flags \
+         --no-api and --config-file FILE, and the keys of that file",
+        told(.said)
+    )]
+    PeerEnded {
+        name: String,
+        status: ExitStatus,
+        said: String,
+    },
+    #[error(
+        "the machine of the peer {name} did not {what} within {seconds} s{}; try a kernel that has the drivers of the monitor's devices \
+         built in (--kernel micro or tuned)",
+        told(.said)
+    )]
+    PeerSilent {
+        name: String,
+        what: &'static str,
+        seconds: u64,
+        said: String,
     },
     /// For people, whole.
     #[error("{0}")]

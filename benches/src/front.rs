@@ -19,6 +19,7 @@ use crate::experiments;
 use crate::machine::{fief, on_request_to_end, said};
 use crate::report::{Clock, Report, html, table};
 use crate::runner::Order;
+use crate::subject::{self, Backend, Peer};
 
 /// Where this program is in the emulated host.
 const INSIDE: &str = "/usr/local/bin/fief-bench";
@@ -52,6 +53,7 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Found out now, not after an hour.
+    let peers = subject::peer::found(&flags.peers)?;
     for path in [&flags.json, &flags.html].into_iter().flatten() {
         let opened = fs::OpenOptions::new().create(true).append(true).open(path);
         opened.map_err(on("write", path))?;
@@ -59,7 +61,7 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
     // SAFETY: the handler stores to atomics and calls kill(2).
     unsafe { on_request_to_end(pass_on) }?;
     let place = Place::find()?;
-    let order = place.order(flags);
+    let order = place.order(flags, &peers);
     if order.experiments.is_empty() {
         return Err(Error::Other(
             "all that was asked for takes something from everybody on this machine; run it in the emulated host (FIEF_HOST=emulated), or \
@@ -69,7 +71,7 @@ pub fn main(flags: &Flags) -> Result<ExitCode> {
     let begun = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut report = Report::new(begun.map_or(0, |since| since.as_secs()), order.flags());
     let measured = place
-        .begin(&order)
+        .begin(&order, &peers)
         .and_then(|runner| listen(runner, &mut report));
     place.end();
     measured?;
@@ -135,7 +137,7 @@ impl Place {
         })
     }
 
-    fn order(&self, flags: &Flags) -> Order {
+    fn order(&self, flags: &Flags, peers: &[Peer]) -> Order {
         let (clock, kind, state, kernel) = match self.kind {
             HostKind::Native => (Clock::Seconds, "native", self.state.clone(), "debian"),
             HostKind::Emulated => {
@@ -151,13 +153,23 @@ impl Place {
         let allowed =
             |name: &&str| may_harm || experiments::named(name).is_some_and(|one| !one.harms);
         let mut backends = flags.backends.clone();
+        backends.extend(peers.iter().map(|peer| Backend::Peer(peer.name.clone())));
         backends.sort();
         backends.dedup();
+        let program = |peer: &Peer| match self.kind {
+            HostKind::Native => peer.program.clone(),
+            HostKind::Emulated => format!("{INSIDE}-peer-{}", peer.name).into(),
+        };
+        let peers = peers.iter().map(|peer| Peer {
+            program: program(peer),
+            ..peer.clone()
+        });
         Order {
             state,
             clock,
             host: format!("{kind}: {}", self.why),
             backends,
+            peers: peers.collect(),
             experiments: names
                 .filter(wanted)
                 .filter(allowed)
@@ -172,7 +184,7 @@ impl Place {
     }
 
     /// Makes ready what tenants need, and starts the runner.
-    fn begin(&self, order: &Order) -> Result<Child> {
+    fn begin(&self, order: &Order, peers: &[Peer]) -> Result<Child> {
         let text = serde_json::to_string(order)
             .map_err(|error| Error::Other(format!("the order cannot be written: {error}")))?;
         let own = std::env::current_exe().map_err(failed("find this program"))?;
@@ -186,6 +198,9 @@ impl Place {
             }
             HostKind::Emulated => {
                 self.prepare_emulated(order, &own)?;
+                for (from, to) in peers.iter().zip(&order.peers) {
+                    self.put(&from.program, &to.program)?;
+                }
                 let state = format!("FIEF_STATE_DIR={STATE_INSIDE}");
                 let mut runner = self.inside();
                 runner.args([
@@ -234,20 +249,30 @@ impl Place {
                 .args(["host", "start", "--icount", "--memory", MEMORY_INSIDE]),
         )?;
         self.setup(&state, order)?;
-        let program = fs::File::open(own).map_err(on("read", own))?;
         let script = format!(
-            "cat > {INSIDE} && chmod 755 {INSIDE} && rm -rf {STATE_INSIDE} && mkdir {STATE_INSIDE} && \
-             cp -a /var/lib/fief/images {STATE_INSIDE}"
+            "rm -rf {STATE_INSIDE} && mkdir {STATE_INSIDE} && cp -a /var/lib/fief/images {STATE_INSIDE}"
         );
+        said(
+            self.inside()
+                .args(["host", "exec", "--", "sh", "-c", &script]),
+        )?;
+        self.put(own, Path::new(INSIDE))
+    }
+
+    /// Copies a program into the emulated host.
+    fn put(&self, own: &Path, inside: &Path) -> Result<()> {
+        let program = fs::File::open(own).map_err(on("read", own))?;
         let mut copy = self.inside();
-        copy.args(["host", "exec", "-i", "--", "sh", "-c", &script]);
-        let status = copy.stdin(program).status();
-        let status = status.map_err(failed("copy the work into the emulated host"))?;
+        let script = r#"cat > "$0" && chmod 755 "$0""#;
+        copy.args(["host", "exec", "-i", "--", "sh", "-c", script]);
+        let status = copy.arg(inside).stdin(program).status();
+        let status = status.map_err(failed("copy a program into the emulated host"))?;
         if status.success() {
             return Ok(());
         }
         Err(Error::Other(format!(
-            "the work cannot be copied into the emulated host ({status}); does its memory suffice for the image?"
+            "{} cannot be copied into the emulated host ({status}); does its memory suffice for the image?",
+            own.display()
         )))
     }
 

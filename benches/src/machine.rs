@@ -108,6 +108,16 @@ pub fn environment(order: &Order) -> Environment {
         runtime: first(Command::new(runtime).arg("--version")),
         image: order.image.clone(),
         guest_kernel: order.kernel.clone(),
+        peers: order
+            .peers
+            .iter()
+            .map(|peer| {
+                // A program that is no monitor may do anything.
+                let mut version = Command::new("timeout");
+                version.arg("10").arg(&peer.program).arg("--version");
+                (peer.name.clone(), first(&mut version))
+            })
+            .collect(),
         tenant: format!("1 processor, {} of memory, a disk of 2G", order.memory),
     }
 }

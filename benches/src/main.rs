@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Some(Part::Time(args)) => probe::time(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Exhaust(args)) => exhaust::main(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Enter(args)) => enter::main(&args),
+        Some(Part::Inside(args)) => subject::peer::inside(&args),
         Some(Part::Runner(args)) => runner::main(&args).map(|()| ExitCode::SUCCESS),
         None => front::main(&args.flags),
     };

@@ -12,7 +12,7 @@ use crate::error::{Error, Result, failed};
 use crate::event::Event;
 use crate::experiments::{self, Experiment};
 use crate::report::Clock;
-use crate::subject::{self, Backend, Subject};
+use crate::subject::{self, Backend, Peer, Subject};
 use crate::{machine, measure};
 
 /// What to measure.
@@ -23,7 +23,9 @@ pub struct Order {
     pub clock: Clock,
     /// What kind of machine this is, and why, for people.
     pub host: String,
+    /// Those of `peers` among them.
     pub backends: Vec<Backend>,
+    pub peers: Vec<Peer>,
     pub experiments: Vec<String>,
     pub runs: u32,
     pub image: String,
@@ -35,7 +37,10 @@ pub struct Order {
 impl Order {
     /// The flags of `fief bench` that give the same order, but for the experiments.
     pub fn flags(&self) -> Vec<String> {
-        let backends: Vec<_> = self.backends.iter().map(|one| one.name()).collect();
+        let own = self.backends.iter();
+        let own = own.filter(|one| !matches!(one, Backend::Peer(_)));
+        let backends: Vec<_> = own.map(Backend::name).collect();
+        let peers: Vec<_> = self.peers.iter().map(Peer::to_string).collect();
         let (backends, runs) = (backends.join(","), self.runs.to_string());
         let mut flags = vec![
             ("--runs", &runs),
@@ -45,6 +50,7 @@ impl Order {
             ("--memory", &self.memory),
         ];
         flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime)));
+        flags.extend(peers.iter().map(|peer| ("--peer", peer)));
         let words = flags.into_iter();
         words
             .flat_map(|(flag, value)| [flag.to_owned(), value.clone()])
@@ -84,13 +90,13 @@ pub fn main(args: &args::Runner) -> Result<()> {
         environment: Box::new(machine::environment(&order)),
         steps: chosen.len() as u64 * order.backends.len() as u64 * each,
     })?;
-    if order.backends.contains(&Backend::Vm) && !measure::counts_exits() {
+    if order.backends.iter().any(Backend::is_machine) && !measure::counts_exits() {
         return Err(Error::Other(
             "this kernel does not count the exits of virtual machines (debugfs, /sys/kernel/debug/kvm); run as root".to_owned(),
         ));
     }
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-    for &backend in &order.backends {
+    for backend in &order.backends {
         if is_stopped() {
             return Ok(());
         }
@@ -99,7 +105,7 @@ pub fn main(args: &args::Runner) -> Result<()> {
             Err(_) if is_stopped() => return Ok(()),
             Err(error) => {
                 for experiment in &chosen {
-                    tell_failed(experiment, backend, &error)?;
+                    tell_failed(experiment, backend.clone(), &error)?;
                 }
             }
         }
@@ -118,7 +124,7 @@ pub fn main(args: &args::Runner) -> Result<()> {
 fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order) -> Result<()> {
     let mut running: Vec<&dyn Subject> = Vec::new();
     for subject in subjects {
-        let ready = match experiment.refuses(subject.backend()) {
+        let ready = match experiment.refuses(&subject.backend()) {
             Some(why) => Err(Error::Other(why.to_owned())),
             None => experiment.prepare(subject.as_ref()),
         };
@@ -137,7 +143,7 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
             let backend = subject.backend();
             tell(&Event::Step {
                 experiment: experiment.name.to_owned(),
-                backend,
+                backend: backend.clone(),
             })?;
             let once = experiment.run(*subject, order.clock);
             let run_of = |error: Error| {
@@ -160,7 +166,7 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                 })?,
                 Err(_) if is_stopped() => return Ok(()),
                 Err(error) => {
-                    tell_failed(experiment, backend, &error)?;
+                    tell_failed(experiment, backend.clone(), &error)?;
                     failed.push(backend);
                 }
             }
@@ -205,7 +211,8 @@ mod tests {
             state: PathBuf::new(),
             clock: Clock::Seconds,
             host: String::new(),
-            backends: vec![Backend::Vm, Backend::Host],
+            backends: vec![Backend::Vm, Backend::Host, Backend::Peer("a".to_owned())],
+            peers: vec!["a=/b/c".parse().unwrap()],
             experiments: Vec::new(),
             runs: 7,
             image: "an image".to_owned(),
@@ -215,7 +222,8 @@ mod tests {
         };
         let words = [vec!["fief bench".to_owned()], order.flags()].concat();
         let flags = args::Args::try_parse_from(words).unwrap().flags;
-        assert_eq!(flags.backends, order.backends);
+        assert_eq!(flags.backends, order.backends[..2]);
+        assert_eq!(flags.peers, order.peers);
         assert_eq!((flags.runs, flags.runtime), (7, order.runtime));
         assert_eq!(
             (flags.image, flags.kernel),

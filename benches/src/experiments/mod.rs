@@ -58,8 +58,8 @@ enum Work {
 
 impl Experiment {
     /// Why it is not for that backend at all.
-    pub fn refuses(&self, backend: Backend) -> Option<&'static str> {
-        (self.crashes_kernel && backend == Backend::Host)
+    pub fn refuses(&self, backend: &Backend) -> Option<&'static str> {
+        (self.crashes_kernel && *backend == Backend::Host)
             .then_some("the kernel that would crash is the host's own, and the measurement's")
     }
 

@@ -83,17 +83,23 @@ pub fn html(report: &Report) -> String {
 }
 
 fn compared(report: &Report, backends: &[Backend]) -> Markup {
-    let help = |backend: Backend| {
-        let value = backend.to_possible_value()?;
-        Some(value.get_help()?.to_string())
+    let help = |backend: &Backend| match (backend, &report.environment) {
+        (Backend::Peer(name), Some(environment)) => {
+            let told = environment.peers.get(name);
+            Some(format!(
+                "Another monitor: {}",
+                told.map_or("unknown", String::as_str)
+            ))
+        }
+        _ => Some(backend.to_possible_value()?.get_help()?.to_string()),
     };
     let tenant = report.environment.as_ref().map(|one| &one.tenant);
     html! {
         div.card {
             h2 { "What is compared" }
             dl.legend {
-                @for &backend in backends {
-                    dt { span class={ "swatch " (backend.name()) } {} (backend.name()) }
+                @for backend in backends {
+                    dt { span class={ "swatch " (colour(backend)) } {} (backend.name()) }
                     dd { (help(backend).unwrap_or_default()) }
                 }
                 @if let Some(tenant) = tenant {
@@ -111,6 +117,14 @@ fn compared(report: &Report, backends: &[Backend]) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// The class that has its colour. Peers have one, and their names.
+fn colour(backend: &Backend) -> &str {
+    match backend {
+        Backend::Peer(_) => "peer",
+        own => own.name(),
     }
 }
 
@@ -175,7 +189,7 @@ fn summary(experiments: &[Outcome], backends: &[Backend], clock: Clock) -> Marku
     let counted = counted && backends.contains(&Backend::Vm);
     let ratios = clock == Clock::Seconds && backends.contains(&Backend::Host);
     let compared = backends.iter().filter(|one| **one != Backend::Host);
-    let compared: Vec<_> = compared.filter(|_| ratios).copied().collect();
+    let compared: Vec<_> = compared.filter(|_| ratios).collect();
     html! {
         div.scroll tabindex="0" role="region" aria-label="All medians" {
             table {
@@ -183,8 +197,8 @@ fn summary(experiments: &[Outcome], backends: &[Backend], clock: Clock) -> Marku
                     tr {
                         th scope="col" { "experiment" }
                         th scope="col" { "figure" }
-                        @for &backend in backends {
-                            th.number scope="col" { span class={ "swatch " (backend.name()) } {} (backend.name()) }
+                        @for backend in backends {
+                            th.number scope="col" { span class={ "swatch " (colour(backend)) } {} (backend.name()) }
                         }
                         @if counted { th.number scope="col" { "VM exits" } }
                         @for backend in &compared {
@@ -209,13 +223,13 @@ fn summary(experiments: &[Outcome], backends: &[Backend], clock: Clock) -> Marku
                                     }
                                 }
                                 td { (series.title) }
-                                @for &backend in backends {
+                                @for backend in backends {
                                     (cell(outcome, series, backend, clock))
                                 }
                                 @if counted {
-                                    td.number { (beside(outcome, series).unwrap_or("–".to_owned())) }
+                                    td.number { (beside(outcome, series, &Backend::Vm).unwrap_or("–".to_owned())) }
                                 }
-                                @for &backend in &compared {
+                                @for backend in &compared {
                                     td.number { (times_the_host(series, backend, clock).unwrap_or_default()) }
                                 }
                             }
@@ -233,9 +247,9 @@ fn summary(experiments: &[Outcome], backends: &[Backend], clock: Clock) -> Marku
     }
 }
 
-fn cell(outcome: &Outcome, series: &Series, backend: Backend, clock: Clock) -> Markup {
-    let Some(values) = series.of.get(&backend) else {
-        let failed = outcome.failed.contains_key(&backend);
+fn cell(outcome: &Outcome, series: &Series, backend: &Backend, clock: Clock) -> Markup {
+    let Some(values) = series.of.get(backend) else {
+        let failed = outcome.failed.contains_key(backend);
         return html! { td.number.missing { (if failed { "failed" } else { "–" }) } };
     };
     html! {
@@ -245,17 +259,17 @@ fn cell(outcome: &Outcome, series: &Series, backend: Backend, clock: Clock) -> M
             " "
             // Also empty, it keeps the numbers beneath each other.
             span.spread { @if let Some(spread) = values.spread { "±" (percent(spread)) } }
-            span class={ "thin " (backend.name()) } style={ "--share:" (share(values.median, greatest(series))) } {}
+            span class={ "thin " (colour(backend)) } style={ "--share:" (share(values.median, greatest(series))) } {}
         }
     }
 }
 
 /// The exits of a machine in what a figure of time is of.
-fn beside(outcome: &Outcome, series: &Series) -> Option<String> {
+fn beside(outcome: &Outcome, series: &Series, backend: &Backend) -> Option<String> {
     if series.unit != Unit::Time {
         return None;
     }
-    let values = exits(outcome)?.of.get(&Backend::Vm)?;
+    let values = exits(outcome)?.of.get(backend)?;
     Some(match values.median {
         // Not none.
         few if few > 0.0 && few < 0.005 => "< 0.01".to_owned(),
@@ -264,12 +278,12 @@ fn beside(outcome: &Outcome, series: &Series) -> Option<String> {
 }
 
 /// What it takes of what the host takes. Of instructions no such thing follows.
-fn times_the_host(series: &Series, backend: Backend, clock: Clock) -> Option<String> {
-    if clock == Clock::Instructions || backend == Backend::Host {
+fn times_the_host(series: &Series, backend: &Backend, clock: Clock) -> Option<String> {
+    if clock == Clock::Instructions || *backend == Backend::Host {
         return None;
     }
     let host = series.of.get(&Backend::Host)?.median;
-    let own = series.of.get(&backend)?.median;
+    let own = series.of.get(backend)?.median;
     (host > 0.0).then(|| show(own / host, Unit::Number, clock))
 }
 
@@ -320,9 +334,9 @@ fn chart(outcome: &Outcome, series: &Series, backends: &[Backend], clock: Clock)
     html! {
         figure {
             figcaption { (series.title) }
-            @for &backend in backends {
-                @match series.of.get(&backend) {
-                    Some(values) => div class={ "row " (backend.name()) } {
+            @for backend in backends {
+                @match series.of.get(backend) {
+                    Some(values) => div class={ "row " (colour(backend)) } {
                         span.name { (backend.name()) }
                         span.track aria-hidden="true" {
                             span.bar style={ "--share:" (share(values.median, scale)) } {}
@@ -331,7 +345,7 @@ fn chart(outcome: &Outcome, series: &Series, backends: &[Backend], clock: Clock)
                         span.value { (show(values.median, series.unit, clock)) }
                         (details(outcome, series, backend, values, clock))
                     },
-                    None => div class={ "row " (backend.name()) } {
+                    None => div class={ "row " (colour(backend)) } {
                         span.name { (backend.name()) }
                         span.track aria-hidden="true" {}
                         span.value.missing { "not measured" }
@@ -357,18 +371,18 @@ fn whisker(runs: &[f64], scale: f64) -> Markup {
 fn details(
     outcome: &Outcome,
     series: &Series,
-    backend: Backend,
+    backend: &Backend,
     values: &Values,
     clock: Clock,
 ) -> Markup {
-    let vm = backend == Backend::Vm && series.unit == Unit::Time;
+    let vm = backend.is_machine() && series.unit == Unit::Time;
     let ratio = times_the_host(series, backend, clock);
     let number = values.runs.len();
     html! {
         span.details {
             @if values.unstable { strong.unstable { "* unstable" } " " }
             @if vm {
-                @match beside(outcome, series) {
+                @match beside(outcome, series, backend) {
                     Some(exits) => strong { (exits) " VM exits" },
                     None => span { "VM exits not counted" },
                 }
@@ -427,7 +441,7 @@ fn runs(outcome: &Outcome, clock: Clock) -> Markup {
     let figures: Vec<_> = each.collect();
     let columns = || {
         let pairs = figures.iter();
-        pairs.flat_map(|series| series.of.iter().map(|(backend, values)| (*backend, values)))
+        pairs.flat_map(|series| series.of.iter())
     };
     let most = columns().map(|(_, values)| values.runs.len()).max();
     html! {

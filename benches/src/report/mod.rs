@@ -63,6 +63,9 @@ pub struct Environment {
     pub guest_kernel: String,
     /// What each tenant, and the plain host's share, has.
     pub tenant: String,
+    /// Other monitors, by name: what they tell of themselves.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<String, String>,
 }
 
 /// All of one call of `fief bench`.
@@ -174,7 +177,7 @@ impl Report {
                     return;
                 };
                 for (series, value) in outcome.figures.iter_mut().zip(values) {
-                    series.add(backend, value, clock);
+                    series.add(backend.clone(), value, clock);
                 }
             }
             Event::Failed {
@@ -205,9 +208,9 @@ impl Report {
     /// The backends that anything was measured of, in their order.
     pub fn backends(&self) -> Vec<Backend> {
         let figures = self.experiments.iter().flat_map(|one| &one.figures);
-        let mut all: Vec<_> = figures.flat_map(|one| one.of.keys().copied()).collect();
+        let mut all: Vec<_> = figures.flat_map(|one| one.of.keys().cloned()).collect();
         let failed = self.experiments.iter().flat_map(|one| one.failed.keys());
-        all.extend(failed.copied());
+        all.extend(failed.cloned());
         all.sort();
         all.dedup();
         all

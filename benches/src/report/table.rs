@@ -27,7 +27,7 @@ pub fn table(report: &Report) -> String {
             }
             let name = if number == 0 { &*outcome.name } else { "" };
             let mut row = vec![name.to_owned(), series.title.clone()];
-            row.extend(backends.iter().map(|backend| cell(series, *backend, clock)));
+            row.extend(backends.iter().map(|backend| cell(series, backend, clock)));
             rows.push(row);
         }
     }
@@ -59,8 +59,8 @@ pub fn is_told(series: &Series) -> bool {
     series.name != EXITS.name || series.of.values().any(|values| values.median != 0.0)
 }
 
-fn cell(series: &Series, backend: Backend, clock: Clock) -> String {
-    let Some(values) = series.of.get(&backend) else {
+fn cell(series: &Series, backend: &Backend, clock: Clock) -> String {
+    let Some(values) = series.of.get(backend) else {
         return "-".to_owned();
     };
     let mut text = show(values.median, series.unit, clock);

@@ -14,6 +14,7 @@ pub fn environment(clock: Clock) -> Environment {
         image: "debian".to_owned(),
         guest_kernel: "debian".to_owned(),
         tenant: "1 processor".to_owned(),
+        peers: BTreeMap::new(),
     }
 }
 

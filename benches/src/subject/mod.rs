@@ -1,5 +1,6 @@
 //! What is compared: the same image, limits and commands in a virtual machine, in a container, and on the plain host.
 
+pub mod peer;
 mod plain;
 mod tenant;
 
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::measure::Spent;
 use crate::runner::Order;
 
+pub use peer::{Monitor, Peer};
 pub use plain::Plain;
 pub use tenant::Tenant;
 
@@ -50,10 +52,8 @@ fn group(id: &str, cpus: u8, memory: Bytes) -> Result<Group> {
 const PROCESSES: u64 = 5120;
 
 /// What runs a subject.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Backend {
     /// A virtual machine
     Vm,
@@ -61,14 +61,41 @@ pub enum Backend {
     Container,
     /// No isolation: the host's kernel and this user, with the same limits and files
     Host,
+    /// Another monitor, by its name
+    #[value(skip)]
+    Peer(String),
 }
 
 impl Backend {
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Backend::Vm => "vm",
             Backend::Container => "container",
             Backend::Host => "host",
+            Backend::Peer(name) => name,
+        }
+    }
+
+    /// Whether it has a kernel of its own, which leaves it for KVM.
+    pub fn is_machine(&self) -> bool {
+        matches!(self, Backend::Vm | Backend::Peer(_))
+    }
+}
+
+impl From<Backend> for String {
+    fn from(backend: Backend) -> Self {
+        backend.name().to_owned()
+    }
+}
+
+impl TryFrom<String> for Backend {
+    type Error = peer::BadPeer;
+
+    fn try_from(name: String) -> std::result::Result<Self, Self::Error> {
+        match Backend::from_str(&name, false) {
+            Ok(backend) => Ok(backend),
+            Err(_) if peer::is_name(&name) => Ok(Backend::Peer(name)),
+            Err(_) => Err(peer::BadPeer::Name(name)),
         }
     }
 }
@@ -154,9 +181,10 @@ pub trait Subject {
 ///
 /// # Errors
 /// The backend does not work here.
-pub fn make(backend: Backend, order: &Order) -> Result<Box<dyn Subject>> {
+pub fn make(backend: &Backend, order: &Order) -> Result<Box<dyn Subject>> {
     Ok(match backend {
-        Backend::Vm | Backend::Container => Box::new(Tenant::make(backend, order)?),
+        Backend::Vm | Backend::Container => Box::new(Tenant::make(backend.clone(), order)?),
         Backend::Host => Box::new(Plain::make(order)?),
+        Backend::Peer(name) => Box::new(Monitor::make(name, order)?),
     })
 }

@@ -11,15 +11,16 @@ use fief_images::Images;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
+use super::tenant::used;
 use super::{Backend, Crowd, PROBE, Subject};
-use crate::error::{Error, Result, failed, on, other};
+use crate::error::{Result, failed, on, other};
 use crate::machine::{begin, said};
 use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
 
 const GROUP: &str = "fief-bench-host";
 /// As much as tenants have.
-const DISK: u64 = 2 << 30;
+pub const DISK: u64 = 2 << 30;
 
 /// Files of the image with an ext4 over them, as a container's, and a group with its limits.
 #[derive(Debug)]
@@ -171,9 +172,7 @@ impl Subject for Plain {
     }
 
     fn charged(&self) -> Result<u64> {
-        let none =
-            || Error::Other("this kernel does not count a group's processor time".to_owned());
-        self.group.usage().cpu_ns.ok_or_else(none)
+        used(&self.group)
     }
 
     fn exits(&self) -> Result<u64> {

@@ -47,11 +47,12 @@ impl Tenant {
             Backend::Vm => flags.extend(["--kernel", &order.kernel]),
             _ => flags.extend(order.runtime.iter().flat_map(|one| ["--runtime", one])),
         }
+        let name = format!("{PREFIX}-{}", backend.name());
         let made = Self {
-            backend,
-            name: format!("{PREFIX}-{}", backend.name()),
+            name,
             state: order.state.clone(),
             flags: flags.into_iter().map(str::to_owned).collect(),
+            backend,
         };
         // Nobody who starts tenants needs so much.
         super::group(CLIENT, u8::MAX, Bytes(1 << 40))?;
@@ -98,7 +99,7 @@ fn client(words: &[&str]) -> Command {
 }
 
 /// Processor time of a group.
-fn used(group: &Group) -> Result<u64> {
+pub fn used(group: &Group) -> Result<u64> {
     let none = || {
         Error::Other(
             "this kernel does not count the processor time of groups (cgroups); run as root, with the controller cpu".to_owned(),
@@ -114,7 +115,7 @@ pub fn remove(name: &str) {
 
 impl Subject for Tenant {
     fn backend(&self) -> Backend {
-        self.backend
+        self.backend.clone()
     }
 
     fn start(&self) -> Result<Spent> {
@@ -165,7 +166,7 @@ impl Subject for Tenant {
             name: format!("{}-neighbour", self.name),
             state: self.state.clone(),
             flags: self.flags.clone(),
-            ..*self
+            backend: self.backend.clone(),
         };
         neighbour.furnish()?;
         Ok(Box::new(neighbour))
@@ -196,7 +197,7 @@ impl Subject for Tenant {
     }
 
     fn exits(&self) -> Result<u64> {
-        match (self.backend, self.running()?.1.monitor) {
+        match (&self.backend, self.running()?.1.monitor) {
             (Backend::Vm, Some(monitor)) => measure::exits(monitor.pid),
             _ => Ok(0),
         }

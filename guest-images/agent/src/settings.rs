@@ -16,7 +16,7 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub place: Place,
-    /// `fief.root=`: serial number of the drive with the image; none: stay in the initramfs.
+    /// `fief.root=`: serial number, or device, of the drive with the image; none: stay in the initramfs.
     pub root: Option<String>,
     /// `fief.rootfstype=`: `erofs`, `ext4`, or `auto` (None): the superblock tells.
     pub root_type: Option<String>,

@@ -74,6 +74,54 @@ fn machines_containers_and_the_host_are_compared_and_harm_nobody() {
 }
 
 #[test]
+fn another_monitor_is_compared_and_what_is_none_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let figures = directory.path().join("figures.json");
+    let line = "bench --only start,memory,getpid --runs 1 --backends vm --image busybox";
+    let bench = |peers: &[String]| {
+        let mut bench = fief(line.split(' '));
+        for peer in peers {
+            bench.args(["--peer", peer]);
+        }
+        bench.arg("--json").arg(&figures).stdout(Stdio::piped());
+        Said::from(end_of(bench.spawn().unwrap(), "fief bench"))
+    };
+    // Before a host is started.
+    let missing = bench(&["ghost=/nowhere/firecracker".to_owned()]);
+    assert_eq!(missing.code, Some(125), "{missing:?}");
+    for part in ["the peer ghost", "/nowhere/firecracker", "give the path"] {
+        assert!(missing.err.contains(part), "{missing:?}");
+    }
+
+    let own = binary("fief-vmm");
+    let said = bench(&[
+        format!("self={}", own.display()),
+        "none=/bin/true".to_owned(),
+    ]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains("SELF"), "{}", said.out);
+    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let figure = |experiment, figure, backend| median(&report, experiment, figure, backend);
+    for (experiment, name) in [("start", "cpu"), ("memory", "memory"), ("getpid", "cpu")] {
+        let [own, peer] = ["vm", "self"].map(|one| figure(experiment, name, one));
+        // The same monitor, without the fief that starts it and the shim.
+        assert!(
+            (own / 8.0..own * 1.5).contains(&peer),
+            "{experiment}: {own}, {peer}"
+        );
+        let failed = named(&report["experiments"], experiment);
+        let why = failed["failed"]["none"].as_str().unwrap();
+        assert!(
+            why.contains("ended before its machine answered (exit status: 0)"),
+            "{why}"
+        );
+    }
+    assert!(figure("getpid", "exits", "self") < 0.1);
+    let monitor = report["environment"]["peers"]["self"].as_str().unwrap();
+    assert!(monitor.contains("fief-vmm"), "{monitor}");
+}
+
+#[test]
 fn one_that_is_interrupted_tells_what_it_finished_and_leaves_no_tenant() {
     fief_tests::host();
     let program = std::fs::read(binary("fief-bench")).unwrap();

@@ -139,11 +139,16 @@ fn mount_modules(id: &str) -> Result<(), String> {
     mount_drive(id, &directory.to_string_lossy())
 }
 
-/// The block device whose serial number is `id`; waits for it.
+/// The block device whose serial number is `id`, or whose path below `/dev` that is; waits for it.
 ///
 /// # Errors
 /// One line that says which drives there are.
 pub fn find_drive(id: &str) -> Result<PathBuf, String> {
+    if id.starts_with("/dev/") {
+        let device = PathBuf::from(id);
+        let there = || device.exists().then(|| device.clone());
+        return wait_for(there).ok_or_else(|| format!("there is no drive {id}"));
+    }
     let look = || {
         fs::read_dir("/sys/block")
             .ok()?

@@ -41,10 +41,15 @@ pub struct Setting {
 }
 
 impl Settings {
+    /// What a guest with so much memory may take with its monitor.
+    pub fn with_monitor(memory: Bytes) -> Bytes {
+        Bytes(memory.0 + OVERHEAD.0 + memory.0 / OVERHEAD_PART)
+    }
+
     pub fn of(spec: &Spec) -> Self {
         Self {
             cpus: spec.cpus,
-            memory: Bytes(spec.memory.0 + OVERHEAD.0 + spec.memory.0 / OVERHEAD_PART),
+            memory: Self::with_monitor(spec.memory),
             cpu_weight: spec.limits.cpu_weight,
             io_weight: spec.limits.io_weight,
             pids: match spec.isolation {

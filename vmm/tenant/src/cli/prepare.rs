@@ -193,7 +193,10 @@ pub fn files(
     progress: &dyn Progress,
 ) -> Result<Files> {
     match spec.isolation {
-        Isolation::Vm => boot_files(images, context, spec, root, progress).map(Files::Vm),
+        Isolation::Vm => {
+            let kernel = (&spec.kernel, spec.kernel_format);
+            boot_files(images, context, kernel, root, progress).map(Files::Vm)
+        }
         Isolation::Container => Ok(Files::Container(ContainerFiles {
             agent: context.agent().to_owned(),
             image: root.path,
@@ -204,15 +207,16 @@ pub fn files(
     }
 }
 
-fn boot_files(
+/// What a virtual machine boots from, by any monitor.
+pub fn boot_files(
     images: &Images,
     context: &Context,
-    spec: &Spec,
+    (choice, format): (&KernelChoice, KernelFormat),
     root: RootImage,
     progress: &dyn Progress,
 ) -> Result<BootFiles> {
-    let (kernel, initramfs) = initramfs(images, context, &spec.kernel, progress)?;
-    let (file, modules): (PathBuf, _) = match (&spec.kernel, spec.kernel_format) {
+    let (kernel, initramfs) = initramfs(images, context, choice, progress)?;
+    let (file, modules): (PathBuf, _) = match (choice, format) {
         (KernelChoice::Path(path), _) => (path.clone(), None),
         (KernelChoice::Named(_), KernelFormat::Elf) => (kernel.elf, kernel.modules_image),
         (KernelChoice::Named(_), KernelFormat::Bzimage) => (kernel.bzimage, kernel.modules_image),
