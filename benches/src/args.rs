@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::enter;
 use crate::exhaust;
 use crate::experiments;
+use crate::net;
 use crate::probe;
 use crate::subject::{Backend, Peer, peer};
 
@@ -100,6 +101,10 @@ pub enum Part {
     Time(probe::Timed),
     #[command(hide = true)]
     Exhaust(exhaust::Args),
+    #[command(hide = true)]
+    Flood(net::Flood),
+    #[command(hide = true)]
+    Serve,
     #[command(hide = true)]
     Enter(enter::Args),
     #[command(hide = true)]

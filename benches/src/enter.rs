@@ -1,11 +1,13 @@
 //! A command in a group of its own, with another root: the plain host's share of what a tenant has.
 
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use fief::cgroup::Group;
 use fief::spec::Isolation;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
@@ -16,6 +18,9 @@ pub struct Args {
     /// The group, see [`Group::named`]
     #[arg(long)]
     group: String,
+    /// The network namespace, see ip-netns(8)
+    #[arg(long)]
+    netns: Option<String>,
     /// The root of its files
     #[arg(long)]
     root: Option<PathBuf>,
@@ -32,6 +37,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let _origin = Group::named(&args.group)
         .enter(Isolation::Vm)
         .map_err(failed("enter the group of the measurement"))?;
+    if let Some(name) = &args.netns {
+        let path = PathBuf::from("/run/netns").join(name);
+        let namespace = File::open(&path).map_err(on("open", &path))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| on("enter", &path)(errno.into()))?;
+    }
     if let Some(root) = &args.root {
         std::os::unix::fs::chroot(root).map_err(on("change the root to", root))?;
         std::env::set_current_dir("/").map_err(failed("change to the new root"))?;

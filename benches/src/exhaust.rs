@@ -1,7 +1,9 @@
 //! Taking all there is of what a kernel has for everybody, and the same thing asked for once by a neighbour.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -12,6 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{ForkResult, Uid, fork, pause, setgroups, setuid};
 
 use crate::error::{Result, failed};
+use crate::net;
 
 /// As much of anything as is ever taken: the kernels' own bounds are below, or memory ends before.
 const MOST: u64 = 1 << 20;
@@ -19,6 +22,8 @@ const MOST: u64 = 1 << 20;
 const MOST_DEAR: u64 = 6000;
 /// Who asks for one as an ordinary program: the kernel has something in reserve for root.
 const NOBODY: u32 = 65534;
+/// Bytes of a key: the most that one of the type `user` holds (keyrings(7)).
+const KEY: usize = 32767;
 
 /// What a kernel has only so much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -33,6 +38,10 @@ pub enum What {
     Mounts,
     /// Memory
     Memory,
+    /// Connections that a kernel tracks (net.netfilter.nf_conntrack_max)
+    Conntrack,
+    /// Keys, of their user's room for them (kernel.keys.maxbytes, root_maxbytes)
+    Keys,
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,7 +64,7 @@ pub fn main(args: &Args) -> Result<()> {
                 .and_then(|()| setuid(Uid::from_raw(NOBODY)))
                 .map_err(|errno| failed("become an ordinary user")(errno.into()))?;
         }
-        let taken = kept.take(args.what);
+        let taken = kept.take(args.what, 0);
         return taken.map_err(failed(format!("have one more ({:?})", args.what)));
     }
     // As many open files as this process may have at all.
@@ -66,10 +75,15 @@ pub fn main(args: &Args) -> Result<()> {
         What::Mounts | What::Pids => MOST_DEAR,
         _ => MOST,
     };
-    let taken = (0..most).take_while(|_| kept.take(args.what).is_ok());
+    let taken = (0..most).take_while(|number| kept.take(args.what, *number).is_ok());
     println!("{}", taken.count());
+    // What somebody gives back is taken, too.
     loop {
-        pause();
+        if args.what == What::Conntrack {
+            let _ = kept.take(args.what, 0);
+        } else {
+            pause();
+        }
     }
 }
 
@@ -78,6 +92,7 @@ struct Kept {
     inotify: Vec<Inotify>,
     files: Vec<OwnedFd>,
     memory: Vec<Vec<u8>>,
+    flows: Vec<TcpStream>,
 }
 
 impl Kept {
@@ -93,7 +108,7 @@ impl Kept {
         Ok(())
     }
 
-    fn take(&mut self, what: What) -> io::Result<()> {
+    fn take(&mut self, what: What, number: u64) -> io::Result<()> {
         match what {
             What::Inotify => self.inotify.push(Inotify::init(InitFlags::empty())?),
             What::Files => match File::open("/") {
@@ -118,9 +133,32 @@ impl Kept {
                 mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)?;
             }
             What::Memory => self.memory.push(vec![1; 1 << 20]),
+            What::Conntrack => self.flows.push(net::flow()?),
+            What::Keys => add_key(number)?,
         }
         Ok(())
     }
+}
+
+/// A key as large as one may be, that lasts as long as this process (add_key(2)).
+fn add_key(number: u64) -> io::Result<()> {
+    let name = CString::new(format!("fief-bench-{number}"))?;
+    let payload = [1u8; KEY];
+    // SAFETY: both names end in a zero, and the kernel reads `payload` up to its length.
+    let id = unsafe {
+        libc::syscall(
+            libc::SYS_add_key,
+            c"user".as_ptr(),
+            name.as_ptr(),
+            payload.as_ptr(),
+            payload.len(),
+            libc::KEY_SPEC_PROCESS_KEYRING,
+        )
+    };
+    if id < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -131,7 +169,7 @@ mod tests {
     fn one_of_each_that_needs_no_permission_is_to_be_had() {
         let mut kept = Kept::default();
         for what in [What::Inotify, What::Files, What::Memory] {
-            kept.take(what).unwrap();
+            kept.take(what, 0).unwrap();
         }
         assert_eq!(
             (kept.inotify.len(), kept.files.len(), kept.memory.len()),

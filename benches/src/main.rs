@@ -12,6 +12,7 @@ mod experiments;
 mod front;
 mod machine;
 mod measure;
+mod net;
 mod probe;
 mod report;
 mod runner;
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
         Some(Part::Probe(args)) => probe::main(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Time(args)) => probe::time(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Exhaust(args)) => exhaust::main(&args).map(|()| ExitCode::SUCCESS),
+        Some(Part::Flood(args)) => net::flood(&args).map(|()| ExitCode::SUCCESS),
+        Some(Part::Serve) => net::serve().map(|()| ExitCode::SUCCESS),
         Some(Part::Enter(args)) => enter::main(&args),
         Some(Part::Inside(args)) => subject::peer::inside(&args),
         Some(Part::Runner(args)) => runner::main(&args).map(|()| ExitCode::SUCCESS),

@@ -12,6 +12,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 
 use crate::error::{Error, Result, failed};
+use crate::net;
 
 /// A file of every image.
 const FILE: &str = "/etc/passwd";
@@ -36,6 +37,10 @@ pub enum Work {
     Pipe,
     /// A byte to another process on the same processor and back: two switches.
     Switch,
+    /// A byte over TCP to outside and back.
+    Tcp,
+    /// An ICMP echo request to outside and its answer.
+    Ping,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +63,8 @@ pub fn main(args: &Args) -> Result<()> {
         Work::Fault => faults(args.count),
         Work::Pipe => bytes(args.count),
         Work::Switch => switches(args.count),
+        Work::Tcp => net::round_trips(args.count),
+        Work::Ping => net::pings(args.count),
     };
     done.map_err(failed(format!("do {:?}", args.work)))?;
     println!("{}", begun.elapsed().as_nanos());

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
-use crate::error::{Error, Result, failed};
+use crate::error::{Error, Result, failed, other};
 use crate::event::Event;
 use crate::experiments::{self, Experiment};
 use crate::report::Clock;
-use crate::subject::{self, Backend, Peer, Subject};
+use crate::subject::{self, Backend, Network, Outside, Peer, Subject};
 use crate::{machine, measure};
 
 /// What to measure.
@@ -95,28 +95,44 @@ pub fn main(args: &args::Runner) -> Result<()> {
             "this kernel does not count the exits of virtual machines (debugfs, /sys/kernel/debug/kvm); run as root".to_owned(),
         ));
     }
-    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-    for backend in &order.backends {
-        if is_stopped() {
-            return Ok(());
+    for network in [Network::None, Network::Outside] {
+        let chosen: Vec<_> = chosen.iter().filter(|one| one.network == network).collect();
+        if chosen.is_empty() || is_stopped() {
+            continue;
         }
-        match subject::make(backend, &order) {
-            Ok(made) => subjects.push(made),
-            Err(_) if is_stopped() => return Ok(()),
-            Err(error) => {
-                for experiment in &chosen {
-                    tell_failed(experiment, backend.clone(), &error)?;
+        let outside = match network {
+            Network::None => Ok(None),
+            Network::Outside => Outside::make(&order).map(Some),
+        };
+        let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+        for backend in &order.backends {
+            if is_stopped() {
+                return Ok(());
+            }
+            let made = match &outside {
+                Ok(_) => subject::make(backend, &order, network),
+                Err(error) => Err(other(error)),
+            };
+            match made {
+                Ok(made) => subjects.push(made),
+                Err(_) if is_stopped() => return Ok(()),
+                Err(error) => {
+                    for experiment in &chosen {
+                        tell_failed(experiment, backend.clone(), &error)?;
+                    }
                 }
             }
         }
-    }
-    for experiment in chosen {
-        conduct(experiment, &subjects, &order)?;
-        if is_stopped() {
-            return Ok(());
+        for experiment in chosen {
+            conduct(experiment, &subjects, &order)?;
+            if is_stopped() {
+                return Ok(());
+            }
         }
     }
-    drop(subjects);
+    if is_stopped() {
+        return Ok(());
+    }
     tell(&Event::Ended)
 }
 

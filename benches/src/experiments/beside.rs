@@ -1,11 +1,9 @@
 //! A subject and its neighbour of the same kind: what the one feels of what the other does.
 
-use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 
-use super::Repeated;
-use crate::error::{Error, Result, on};
+use super::{Bound, Repeated};
+use crate::error::{Error, Result};
 use crate::report::Clock;
 use crate::subject::{PROBE, Subject};
 
@@ -56,37 +54,6 @@ pub fn lost(
     }])
 }
 
-/// What the measuring machine's kernel has of something at most: the name of a setting below /proc/sys, and a number.
-#[derive(Debug, Clone, Copy)]
-pub struct Bound(pub &'static str, pub u64);
-
-/// A bound in force; as it was before when this goes.
-struct Bounded {
-    file: PathBuf,
-    before: String,
-}
-
-impl Bound {
-    fn set(self) -> Result<Bounded> {
-        let file = Path::new("/proc/sys").join(self.0);
-        let before = fs::read_to_string(&file).map_err(on("read", &file))?;
-        fs::write(&file, self.1.to_string()).map_err(on("write to", &file))?;
-        Ok(Bounded { file, before })
-    }
-}
-
-impl Drop for Bounded {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(&self.file, &self.before) {
-            eprintln!(
-                "fief bench: {} stays changed ({error}); it was {}",
-                self.file.display(),
-                self.before.trim()
-            );
-        }
-    }
-}
-
 /// Whether the subject can no longer do something that it could before: 1 or 0.
 ///
 /// # Errors
@@ -99,7 +66,7 @@ pub fn hurt(
 ) -> Result<Vec<f64>> {
     let attempt = attempt.replace("PROBE", PROBE);
     let attempts = || subject.run(&["sh", "-ec", &attempt]);
-    let _bounded = bound.map(Bound::set).transpose()?;
+    let _lowered = bound.map(Bound::lower).transpose()?;
     attempts()?;
     let beside = hog.during(subject, attempts)?;
     if let Err(error) = &beside {

@@ -4,6 +4,7 @@ use super::repeated::Repeated::{Call, Once, Script};
 use super::{Bound, Experiment, Figure, Hog, Repeated, Work};
 use crate::probe::Work as Op;
 use crate::report::Unit;
+use crate::subject::Network;
 
 const CPU: Figure = Figure {
     name: "cpu",
@@ -53,6 +54,7 @@ const fn outside(
         title,
         figures,
         needs_running: false,
+        network: Network::None,
         harms: false,
         crashes_kernel: false,
         prepare: "",
@@ -73,6 +75,7 @@ const fn inside(
         title,
         figures: &[CPU, TIME, EXITS],
         needs_running: true,
+        network: Network::None,
         harms: false,
         crashes_kernel: false,
         prepare,
@@ -94,6 +97,7 @@ const fn beside(
         title,
         figures: &[LOST],
         needs_running: true,
+        network: Network::None,
         harms: true,
         crashes_kernel: false,
         prepare,
@@ -113,6 +117,7 @@ const fn exhausted(
         title,
         figures: &[HURT],
         needs_running: true,
+        network: Network::None,
         harms: true,
         crashes_kernel: false,
         prepare: "",
@@ -131,6 +136,14 @@ const fn exhausted_of(
     Experiment {
         work: Work::Hurt(Hog(hog), Some(bound), attempt),
         ..exhausted(name, title, hog, attempt)
+    }
+}
+
+/// The same with a network.
+const fn connected(experiment: Experiment) -> Experiment {
+    Experiment {
+        network: Network::Outside,
+        ..experiment
     }
 }
 
@@ -293,6 +306,34 @@ pub static ALL: &[Experiment] = &[
         ),
         1,
     ),
+    connected(inside(
+        "net-send",
+        "iperf3: a mebibyte sent over TCP",
+        "",
+        Script("iperf3 --client 198.18.0.2 --bytes COUNT'M' > /dev/null"),
+        16,
+    )),
+    connected(inside(
+        "net-receive",
+        "iperf3: a mebibyte received over TCP",
+        "",
+        Script("iperf3 --client 198.18.0.2 --reverse --bytes COUNT'M' > /dev/null"),
+        16,
+    )),
+    connected(inside(
+        "ping",
+        "an ICMP echo and its answer",
+        "",
+        Call(Op::Ping),
+        300,
+    )),
+    connected(inside(
+        "tcp",
+        "a byte over TCP and back",
+        "",
+        Call(Op::Tcp),
+        300,
+    )),
     beside(
         "noisy-cpu",
         "beside a neighbour that computes: primes",
@@ -333,6 +374,22 @@ pub static ALL: &[Experiment] = &[
         Call(Op::Fork),
         50,
     ),
+    connected(beside(
+        "noisy-send",
+        "beside a neighbour that sends without end: bytes over TCP and back",
+        "",
+        "PROBE flood send",
+        Call(Op::Tcp),
+        50,
+    )),
+    connected(beside(
+        "noisy-receive",
+        "beside a neighbour that receives without end: bytes over TCP and back",
+        "",
+        "PROBE flood receive",
+        Call(Op::Tcp),
+        50,
+    )),
     exhausted(
         "exhaust-inotify",
         "a neighbour has all inotify instances",
@@ -343,23 +400,37 @@ pub static ALL: &[Experiment] = &[
         "exhaust-pids",
         "a neighbour has all processes",
         // A tenant may have 4096 itself.
-        Bound("kernel/pid_max", 5600),
+        Bound::To("kernel/pid_max", 5600),
         "PROBE exhaust pids",
         "PROBE exhaust --one pids",
     ),
     exhausted_of(
         "exhaust-files",
         "a neighbour has all open files",
-        Bound("fs/file-max", 100_000),
+        Bound::To("fs/file-max", 100_000),
         "PROBE exhaust files",
         "PROBE exhaust --one files",
     ),
     exhausted_of(
         "exhaust-mounts",
         "a neighbour has mounted as much as it may",
-        Bound("fs/mount-max", 4000),
+        Bound::To("fs/mount-max", 4000),
         "PROBE exhaust mounts",
         "PROBE exhaust --one mounts; umount /var/tmp/exhaust",
+    ),
+    connected(exhausted_of(
+        "exhaust-conntrack",
+        "a neighbour has all connections that are tracked",
+        Bound::Connections(1000),
+        "PROBE exhaust conntrack",
+        "PROBE exhaust --one conntrack",
+    )),
+    exhausted(
+        "exhaust-keys",
+        "a neighbour has all room for keys",
+        "PROBE exhaust keys",
+        // The kernel collects a dead process's keys a moment later.
+        "PROBE exhaust --one keys || { sleep 1; PROBE exhaust --one keys; }",
     ),
     exhausted(
         "crash-fork-bomb",

@@ -2,16 +2,18 @@
 
 mod beside;
 mod list;
+mod lowered;
 mod repeated;
 mod start;
 
 use crate::error::Result;
 use crate::report::{Clock, Unit};
-use crate::subject::{Backend, Subject};
+use crate::subject::{Backend, Network, Subject};
 
-use beside::{Bound, Hog};
+use beside::Hog;
 use list::ALL;
 pub use list::EXITS;
+use lowered::Bound;
 use repeated::Repeated;
 
 /// One thing to find out.
@@ -23,6 +25,8 @@ pub struct Experiment {
     pub figures: &'static [Figure],
     /// The subject is to run: else it is stopped when it begins, and afterwards.
     pub needs_running: bool,
+    /// What the subject is connected to.
+    pub network: Network,
     /// It could hurt others on a machine that people use.
     pub harms: bool,
     /// It crashes the kernel that it runs on, unless it is kept from that.

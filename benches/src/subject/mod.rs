@@ -1,5 +1,6 @@
 //! What is compared: the same image, limits and commands in a virtual machine, in a container, and on the plain host.
 
+mod outside;
 pub mod peer;
 mod plain;
 mod tenant;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::measure::Spent;
 use crate::runner::Order;
 
+pub use outside::Outside;
 pub use peer::{Monitor, Peer};
 pub use plain::Plain;
 pub use tenant::Tenant;
@@ -100,6 +102,24 @@ impl TryFrom<String> for Backend {
     }
 }
 
+/// What a subject is connected to. One with a network takes more to start, so that those without are measured without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    None,
+    /// fief's default network, which leads to [`Outside`].
+    Outside,
+}
+
+impl Network {
+    /// What tells names of the two apart.
+    fn suffix(self) -> &'static str {
+        match self {
+            Network::None => "",
+            Network::Outside => "-net",
+        }
+    }
+}
+
 /// What several took together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Crowd {
@@ -181,10 +201,16 @@ pub trait Subject {
 ///
 /// # Errors
 /// The backend does not work here.
-pub fn make(backend: &Backend, order: &Order) -> Result<Box<dyn Subject>> {
+pub fn make(backend: &Backend, order: &Order, network: Network) -> Result<Box<dyn Subject>> {
     Ok(match backend {
-        Backend::Vm | Backend::Container => Box::new(Tenant::make(backend.clone(), order)?),
-        Backend::Host => Box::new(Plain::make(order)?),
+        Backend::Vm | Backend::Container => {
+            Box::new(Tenant::make(backend.clone(), order, network)?)
+        }
+        Backend::Host => Box::new(Plain::make(order, network)?),
+        Backend::Peer(_) if network == Network::Outside => {
+            let none = "the machines of other monitors are given no network";
+            return Err(Error::Other(none.to_owned()));
+        }
         Backend::Peer(name) => Box::new(Monitor::make(name, order)?),
     })
 }

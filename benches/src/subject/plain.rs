@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::tenant::used;
-use super::{Backend, Crowd, PROBE, Subject};
+use super::{Backend, Crowd, Network, PROBE, Subject};
 use crate::error::{Result, failed, on, other};
 use crate::machine::{begin, said};
 use crate::measure::{self, Spent, available, spend};
@@ -35,15 +35,22 @@ pub struct Plain {
 impl Plain {
     /// # Errors
     /// The image cannot be mounted, or this machine has no groups.
-    pub fn make(order: &Order) -> Result<Self> {
-        Self::named(GROUP, order)
+    pub fn make(order: &Order, network: Network) -> Result<Self> {
+        // With a network and without, there are two at a time.
+        let id = format!("{GROUP}{}", network.suffix());
+        Self::named(&id, order)
     }
 
-    fn named(id: &str, order: &Order) -> Result<Self> {
+    /// The same, in a group of that name; processes that a killed measurement left in it are ended.
+    ///
+    /// # Errors
+    /// Those of [`Self::make`].
+    pub fn named(id: &str, order: &Order) -> Result<Self> {
         let images = Images::open(&order.state.join("images")).map_err(other)?;
         let image = images.rootfs(&order.image).map_err(other)?;
         let memory: Bytes = order.memory.parse().map_err(other)?;
         let directory = tempfile::tempdir().map_err(failed("make a directory"))?;
+        Group::named(id).end_processes();
         let made = Self {
             directory,
             id: id.to_owned(),
@@ -97,9 +104,12 @@ impl Plain {
         Ok(())
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    /// A command in the group, with these files; in a network namespace if one is named.
+    pub fn command(&self, namespace: Option<&str>, words: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap_or_default());
-        command.args(["enter", "--group", &self.id, "--root"]);
+        command.args(["enter", "--group", &self.id]);
+        command.args(namespace.iter().flat_map(|name| ["--netns", name]));
+        command.arg("--root");
         command.arg(self.root()).arg("--").args(words);
         command
     }
@@ -114,7 +124,7 @@ impl Subject for Plain {
     fn start(&self) -> Result<Spent> {
         spend(
             || self.charged(),
-            || said(&mut self.command(&["/bin/true"])).map(drop),
+            || said(&mut self.command(None, &["/bin/true"])).map(drop),
         )
     }
 
@@ -132,7 +142,7 @@ impl Subject for Plain {
             || {
                 for _ in 0..size {
                     // Ready when it has said so.
-                    let mut one = self.command(&["sh", "-c", "echo; exec sleep 86400"]);
+                    let mut one = self.command(None, &["sh", "-c", "echo; exec sleep 86400"]);
                     let mut one = one.stdout(Stdio::piped()).spawn();
                     let said = one.as_mut().map(|one| one.stdout.take());
                     if let Ok(Some(mut said)) = said {
@@ -164,11 +174,11 @@ impl Subject for Plain {
     }
 
     fn begin(&self, words: &[&str]) -> Result<Child> {
-        begin(&mut self.command(words))
+        begin(&mut self.command(None, words))
     }
 
     fn run(&self, words: &[&str]) -> Result<String> {
-        said(&mut self.command(words))
+        said(&mut self.command(None, words))
     }
 
     fn charged(&self) -> Result<u64> {

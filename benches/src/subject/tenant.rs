@@ -7,7 +7,7 @@ use fief::cgroup::Group;
 use fief::spec::Bytes;
 use fief::store::{State, Store};
 
-use super::{Backend, Crowd, PREFIX, PROBE, Subject};
+use super::{Backend, Crowd, Network, PREFIX, PROBE, Subject};
 use crate::error::{Error, Result, failed, other};
 use crate::machine::{begin, fief, said};
 use crate::measure::{self, Spent, available, spend};
@@ -39,15 +39,20 @@ impl Drop for Removed {
 impl Tenant {
     /// # Errors
     /// `fief create` fails.
-    pub fn make(backend: Backend, order: &Order) -> Result<Self> {
+    pub fn make(backend: Backend, order: &Order, network: Network) -> Result<Self> {
         let mut flags = vec!["--isolation", backend.name()];
         flags.extend(["--image", &order.image, "--memory", &order.memory]);
-        flags.extend(["--cpus", "1", "--disk", "2G", "--net", "none"]);
+        flags.extend(["--cpus", "1", "--disk", "2G", "--net"]);
+        flags.push(if network == Network::None {
+            "none"
+        } else {
+            "nat"
+        });
         match backend {
             Backend::Vm => flags.extend(["--kernel", &order.kernel]),
             _ => flags.extend(order.runtime.iter().flat_map(|one| ["--runtime", one])),
         }
-        let name = format!("{PREFIX}-{}", backend.name());
+        let name = format!("{PREFIX}-{}{}", backend.name(), network.suffix());
         let made = Self {
             name,
             state: order.state.clone(),

@@ -122,6 +122,26 @@ fn another_monitor_is_compared_and_what_is_none_is_told() {
 }
 
 #[test]
+fn what_tenants_send_reaches_the_network_of_the_measurement() {
+    let directory = tempfile::tempdir().unwrap();
+    let figures = directory.path().join("figures.json");
+    let line = "bench --only tcp,noisy-send --runs 1 --image busybox --backends container,host";
+    let mut bench = fief(line.split(' '));
+    bench.arg("--json").arg(&figures);
+    let bench = bench.stdout(Stdio::piped()).spawn().unwrap();
+    let said = Said::from(end_of(bench, "fief bench"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let figure = |experiment, figure, backend| median(&report, experiment, figure, backend);
+    // A container's packets are forwarded, the host's own are not.
+    assert!(figure("tcp", "cpu", "container") > figure("tcp", "cpu", "host"));
+    for backend in ["container", "host"] {
+        let lost = figure("noisy-send", "lost", backend);
+        assert!(0.0 < lost && lost <= 100.0, "{backend}: {lost}");
+    }
+}
+
+#[test]
 fn one_that_is_interrupted_tells_what_it_finished_and_leaves_no_tenant() {
     fief_tests::host();
     let program = std::fs::read(binary("fief-bench")).unwrap();
