@@ -170,6 +170,11 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                 let (name, backend) = (experiment.name, backend.name());
                 eprintln!("fief bench: {name}, {backend}, tried once more: {error}");
                 eprint!("{}", subject.last_words());
+                if experiment.needs_running {
+                    // It may be what failed.
+                    subject.kill();
+                    experiment.prepare(*subject)?;
+                }
                 experiment.run(*subject, order.clock)
             };
             match once.or_else(run_of) {

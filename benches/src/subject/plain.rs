@@ -36,7 +36,7 @@ impl Plain {
     /// # Errors
     /// The image cannot be mounted, or this machine has no groups.
     pub fn make(order: &Order, network: Network) -> Result<Self> {
-        // With a network and without, there are two at a time.
+        // The one with a network is made while the other is not yet quite gone.
         let id = format!("{GROUP}{}", network.suffix());
         Self::named(&id, order)
     }
