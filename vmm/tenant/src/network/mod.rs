@@ -83,7 +83,7 @@ fn lock() -> Result<Held> {
 /// # Errors
 /// The lock cannot be taken.
 pub fn hold_still(directory: &Path) -> Result<Option<Held>> {
-    if !may_administer() || matches!(Record::read(directory), Ok(None)) {
+    if matches!(Record::read(directory), Ok(None)) || !may_administer() {
         return Ok(None);
     }
     lock().map(Some)
