@@ -13,13 +13,14 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use fief::agent::{BOOT_PATIENCE, patiently};
 use fief::backend::{BootFiles, VSOCK_SOCKET, through};
 use fief::cgroup::{Group, Settings};
 use fief::cli::{Context, prepare};
 use fief::spec::{Bytes, KernelFormat};
 use fief_agent_proto::{
-    AGENT_PORT, Connection, ExecRequest, Shutdown, ShutdownAction, Terminals, WriteFile,
-    connect_vsock_unix, pump,
+    AGENT_PORT, Connection, Error as Unanswered, ExecRequest, Shutdown, ShutdownAction, Terminals,
+    WriteFile, connect_vsock_unix, pump,
 };
 use fief_host::HostChoice;
 use fief_images::Silent;
@@ -35,13 +36,8 @@ use crate::machine::begin;
 use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
 
-/// How long a machine may take until its agent answers: as long as a tenant.
-const BOOT_PATIENCE: Duration = Duration::from_secs(240);
-/// How long it may take to shut down.
+/// How long a machine may take to shut down.
 const END_PATIENCE: Duration = Duration::from_secs(60);
-/// One attempt to reach the agent: short, so that the end of a monitor is noticed, growing, so that a slow one is not asked in vain.
-const FIRST_ATTEMPT: Duration = Duration::from_millis(250);
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(4);
 /// Between two looks at whether a monitor has ended.
 const GLANCE: Duration = Duration::from_millis(1);
 /// What is read of what a monitor and its guest printed, in bytes.
@@ -282,29 +278,31 @@ impl Monitor {
         let path = self.directory.path();
         let directory = File::open(path).map_err(on("open", path))?;
         let socket = through(&directory, VSOCK_SOCKET);
-        let deadline = Instant::now() + BOOT_PATIENCE;
-        let mut attempt = FIRST_ATTEMPT;
-        loop {
-            let until = deadline.min(Instant::now() + attempt);
+        let attempt = |until| {
             let stream = connect_vsock_unix(&socket, AGENT_PORT, until);
             match stream.and_then(|stream| Connection::open(stream, until)) {
-                Ok(connection) => {
-                    running.connection = Some(connection);
-                    return Ok(());
+                // A monitor that says anything else than it should may do better the next time.
+                Err(error) if !matches!(error, Unanswered::Boot(_)) => {
+                    Err(Unanswered::Deadline(error.to_string()))
                 }
-                // It runs, and says why the machine's root is not there.
-                Err(error @ fief_agent_proto::Error::Boot(_)) => return Err(other(error)),
-                Err(_) => {}
+                // Or the agent runs, and says why the machine's root is not there.
+                other => other,
             }
-            let ended = running.monitor.try_wait();
-            if let Some(status) = ended.map_err(failed("wait for a monitor"))? {
-                return Err(self.ended(status));
-            }
-            if Instant::now() >= deadline {
-                return Err(self.silent("answer", BOOT_PATIENCE));
-            }
-            attempt = (attempt * 2).min(LONGEST_ATTEMPT);
+        };
+        let mut ended = Ok(None);
+        let monitor = &mut running.monitor;
+        let answered = patiently(attempt, || {
+            ended = monitor.try_wait();
+            !matches!(ended, Ok(None))
+        });
+        if let Some(status) = ended.map_err(failed("wait for a monitor"))? {
+            return Err(self.ended(status));
         }
+        running.connection = Some(answered.map_err(|error| match error {
+            Unanswered::Deadline(_) => self.silent("answer", BOOT_PATIENCE),
+            error => other(error),
+        })?);
+        Ok(())
     }
 
     fn ended(&self, status: ExitStatus) -> Error {

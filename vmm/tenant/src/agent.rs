@@ -20,20 +20,35 @@ const LONGEST_ATTEMPT: Duration = Duration::from_secs(4);
 /// # Errors
 /// The tenant ended, or did not answer in time, or could not set up its root.
 pub fn connect(tenant: &Tenant, lives: &dyn Fn() -> bool) -> Result<Connection> {
+    patiently(
+        |until| try_connect(tenant, until),
+        || !lives() || is_gone(tenant),
+    )
+}
+
+/// Calls `attempt`, which is to be done by the time that it is given, until an agent has answered or `is_over` says that none
+/// will; at most for [`BOOT_PATIENCE`].
+///
+/// # Errors
+/// It is over, nobody answered in time, or the agent says that it could not set up its root.
+pub fn patiently(
+    mut attempt: impl FnMut(Instant) -> Result<Connection>,
+    mut is_over: impl FnMut() -> bool,
+) -> Result<Connection> {
     let deadline = Instant::now() + BOOT_PATIENCE;
-    let mut attempt = FIRST_ATTEMPT;
+    let mut patience = FIRST_ATTEMPT;
     loop {
-        let error = match try_connect(tenant, deadline.min(Instant::now() + attempt)) {
+        let error = match attempt(deadline.min(Instant::now() + patience)) {
             Err(error @ (Error::Deadline(_) | Error::Lost(_) | Error::Io { .. })) => error,
             other => return other,
         };
-        if !lives() || is_gone(tenant) {
+        if is_over() {
             return Err(Error::Lost("the tenant ended".to_owned()));
         }
         if Instant::now() >= deadline {
             return Err(error);
         }
-        attempt = (attempt * 2).min(LONGEST_ATTEMPT);
+        patience = (patience * 2).min(LONGEST_ATTEMPT);
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`store`] keeps tenants in the file system and cleans up after the killed; [`shim`] is the process that a running
 //! tenant has; [`backend`] runs it; [`network`] gives it one; [`cli`] is what people meet; [`carry`] takes a command line into the emulated host.
 
-mod agent;
+pub mod agent;
 pub mod backend;
 mod carry;
 pub mod cgroup;
