@@ -10,7 +10,7 @@ use crate::exhaust;
 use crate::experiments;
 use crate::net;
 use crate::probe;
-use crate::subject::{Backend, Peer, peer};
+use crate::subject::{Backend, Peer, monitor};
 
 /// What isolation costs, and what it buys: the same work in virtual machines, containers and on the plain host
 #[derive(Debug, Parser)]
@@ -108,7 +108,7 @@ pub enum Part {
     #[command(hide = true)]
     Enter(enter::Args),
     #[command(hide = true)]
-    Inside(peer::Inside),
+    Inside(monitor::Inside),
     #[command(hide = true)]
     Runner(Runner),
 }

@@ -1,11 +1,11 @@
 //! A command in a group of its own, with another root: the plain host's share of what a tenant has.
 
-use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use fief::cgroup::Group;
+use fief::network::namespace;
 use fief::spec::Isolation;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
@@ -38,9 +38,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         .enter(Isolation::Vm)
         .map_err(failed("enter the group of the measurement"))?;
     if let Some(name) = &args.netns {
-        let path = PathBuf::from("/run/netns").join(name);
-        let namespace = File::open(&path).map_err(on("open", &path))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET)
+        let path = namespace::path(name);
+        let opened = namespace::open(name).map_err(on("open", &path))?;
+        setns(opened, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| on("enter", &path)(errno.into()))?;
     }
     if let Some(root) = &args.root {

@@ -67,10 +67,7 @@ pub fn main(args: &Args) -> Result<()> {
         let taken = kept.take(args.what, 0);
         return taken.map_err(failed(format!("have one more ({:?})", args.what)));
     }
-    // As many open files as this process may have at all.
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    allow_most_files();
     let most = match args.what {
         What::Mounts | What::Pids => MOST_DEAR,
         _ => MOST,
@@ -84,6 +81,13 @@ pub fn main(args: &Args) -> Result<()> {
         } else {
             pause();
         }
+    }
+}
+
+/// Lets this process have as many open files as it may have at all.
+pub fn allow_most_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

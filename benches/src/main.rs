@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Some(Part::Flood(args)) => net::flood(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Serve) => net::serve().map(|()| ExitCode::SUCCESS),
         Some(Part::Enter(args)) => enter::main(&args),
-        Some(Part::Inside(args)) => subject::peer::inside(&args),
+        Some(Part::Inside(args)) => subject::monitor::inside(&args),
         Some(Part::Runner(args)) => runner::main(&args).map(|()| ExitCode::SUCCESS),
         None => front::main(&args.flags),
     };

@@ -2,17 +2,18 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, connect, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, recv, send,
+    setsockopt, socket, sockopt,
 };
 
 use crate::error::{Result, failed};
+use crate::exhaust;
 
 /// Who answers: of the addresses for benchmarks (RFC 2544, appendix C.2.2).
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -53,7 +54,7 @@ pub fn flow() -> io::Result<TcpStream> {
         l_onoff: 1,
         l_linger: 0,
     };
-    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
+    setsockopt(&stream, sockopt::Linger, &linger)?;
     Ok(stream)
 }
 
@@ -97,9 +98,7 @@ pub fn flood(args: &Flood) -> Result<()> {
 /// # Errors
 /// The ports are taken, or it is not root's.
 pub fn serve() -> Result<()> {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    exhaust::allow_most_files();
     let services: [(u16, fn(TcpStream)); 3] =
         [(ECHO, echo), (DISCARD, discard), (CHARGEN, generate)];
     let mut listeners = Vec::new();
@@ -149,25 +148,13 @@ pub fn pings(count: u64) -> io::Result<()> {
     let [a, b, c, d] = OUTSIDE.octets();
     connect(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0))?;
     let patience = nix::sys::time::TimeVal::new(5, 0);
-    nix::sys::socket::setsockopt(
-        &socket,
-        nix::sys::socket::sockopt::ReceiveTimeout,
-        &patience,
-    )?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
     for number in 0..count {
         let request = request(number as u16);
-        send(
-            socket.as_raw_fd(),
-            &request,
-            nix::sys::socket::MsgFlags::empty(),
-        )?;
+        send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut answer = [0; 128];
         loop {
-            let length = recv(
-                socket.as_raw_fd(),
-                &mut answer,
-                nix::sys::socket::MsgFlags::empty(),
-            )?;
+            let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
             // A raw socket hears all that is said; this is an answer to this request.
             let answer = answer.get(header..length).unwrap_or_default();
             if answer.first() == Some(&0) && answer.get(6..) == request.get(6..) {
@@ -178,29 +165,9 @@ pub fn pings(count: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn icmp(kind: SockType) -> io::Result<OwnedFd> {
-    if kind == SockType::Raw {
-        // SAFETY: takes numbers; what comes back is a new descriptor, or none.
-        let raw = unsafe {
-            libc::socket(
-                libc::AF_INET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                libc::IPPROTO_ICMP,
-            )
-        };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: nobody else has it.
-        return Ok(unsafe { OwnedFd::from_raw_fd(raw) });
-    }
-    let protocol = nix::sys::socket::SockProtocol::Icmp;
-    Ok(socket(
-        AddressFamily::Inet,
-        kind,
-        SockFlag::SOCK_CLOEXEC,
-        protocol,
-    )?)
+fn icmp(kind: SockType) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Inet, kind, flags, SockProtocol::Icmp)
 }
 
 /// An echo request of 64 bytes, as ping(8) sends. A datagram socket writes identifier and checksum anew.

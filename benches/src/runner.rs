@@ -96,44 +96,53 @@ pub fn main(args: &args::Runner) -> Result<()> {
         ));
     }
     for network in [Network::None, Network::Outside] {
-        let chosen: Vec<_> = chosen.iter().filter(|one| one.network == network).collect();
-        if chosen.is_empty() || is_stopped() {
-            continue;
+        let chosen: Vec<_> = chosen
+            .iter()
+            .copied()
+            .filter(|one| one.network == network)
+            .collect();
+        if !chosen.is_empty() {
+            conduct_all(&chosen, network, &order)?;
         }
-        let outside = match network {
-            Network::None => Ok(None),
-            Network::Outside => Outside::make(&order).map(Some),
+        if is_stopped() {
+            return Ok(());
+        }
+    }
+    tell(&Event::Ended)
+}
+
+/// Experiments that want the same network, with subjects that have it, which are gone afterwards.
+fn conduct_all(chosen: &[&Experiment], network: Network, order: &Order) -> Result<()> {
+    let outside = match network {
+        Network::None => Ok(None),
+        Network::Outside => Outside::make(order).map(Some),
+    };
+    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    for backend in &order.backends {
+        if is_stopped() {
+            return Ok(());
+        }
+        let made = match &outside {
+            Ok(_) => subject::make(backend, order, network),
+            Err(error) => Err(other(error)),
         };
-        let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-        for backend in &order.backends {
-            if is_stopped() {
-                return Ok(());
-            }
-            let made = match &outside {
-                Ok(_) => subject::make(backend, &order, network),
-                Err(error) => Err(other(error)),
-            };
-            match made {
-                Ok(made) => subjects.push(made),
-                Err(_) if is_stopped() => return Ok(()),
-                Err(error) => {
-                    for experiment in &chosen {
-                        tell_failed(experiment, backend.clone(), &error)?;
-                    }
+        match made {
+            Ok(made) => subjects.push(made),
+            Err(_) if is_stopped() => return Ok(()),
+            Err(error) => {
+                for experiment in chosen {
+                    tell_failed(experiment, backend.clone(), &error)?;
                 }
             }
         }
-        for experiment in chosen {
-            conduct(experiment, &subjects, &order)?;
-            if is_stopped() {
-                return Ok(());
-            }
+    }
+    for experiment in chosen {
+        conduct(experiment, &subjects, order)?;
+        if is_stopped() {
+            return Ok(());
         }
     }
-    if is_stopped() {
-        return Ok(());
-    }
-    tell(&Event::Ended)
+    Ok(())
 }
 
 /// One experiment: a run with each backend that is not counted, then the others in turns.

@@ -310,14 +310,14 @@ pub static ALL: &[Experiment] = &[
         "net-send",
         "iperf3: a mebibyte sent over TCP",
         "",
-        Script("iperf3 --client 198.18.0.2 --bytes COUNT'M' > /dev/null"),
+        Script("iperf3 --client OUTSIDE --bytes COUNT'M' > /dev/null"),
         16,
     )),
     connected(inside(
         "net-receive",
         "iperf3: a mebibyte received over TCP",
         "",
-        Script("iperf3 --client 198.18.0.2 --reverse --bytes COUNT'M' > /dev/null"),
+        Script("iperf3 --client OUTSIDE --reverse --bytes COUNT'M' > /dev/null"),
         16,
     )),
     connected(inside(

@@ -17,7 +17,7 @@ const LONGER: u64 = 3;
 pub enum Repeated {
     /// The probe's own work.
     Call(Work),
-    /// A shell's script; `COUNT` in it says how often.
+    /// A shell's script; `COUNT` in it says how often, `OUTSIDE` whom it talks to.
     Script(&'static str),
     /// A script that does its work once.
     Once(&'static str),
@@ -61,7 +61,10 @@ impl Repeated {
                 let name = name.as_ref().map_or("", |value| value.get_name());
                 vec!["probe".into(), name.to_owned(), number]
             }
-            Repeated::Script(text) => script(&text.replace("COUNT", &number)),
+            Repeated::Script(text) => {
+                let outside = crate::net::OUTSIDE.to_string();
+                script(&text.replace("COUNT", &number).replace("OUTSIDE", &outside))
+            }
             Repeated::Once(_) if count == 0 => script("true"),
             Repeated::Once(text) => script(text),
         };

@@ -1,5 +1,6 @@
 //! What is compared: the same image, limits and commands in a virtual machine, in a container, and on the plain host.
 
+pub mod monitor;
 mod outside;
 pub mod peer;
 mod plain;
@@ -16,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::measure::Spent;
 use crate::runner::Order;
 
+pub use monitor::Monitor;
 pub use outside::Outside;
-pub use peer::{Monitor, Peer};
+pub use peer::Peer;
 pub use plain::Plain;
 pub use tenant::Tenant;
 
@@ -110,16 +112,6 @@ pub enum Network {
     Outside,
 }
 
-impl Network {
-    /// What tells names of the two apart.
-    fn suffix(self) -> &'static str {
-        match self {
-            Network::None => "",
-            Network::Outside => "-net",
-        }
-    }
-}
-
 /// What several took together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Crowd {
@@ -206,7 +198,7 @@ pub fn make(backend: &Backend, order: &Order, network: Network) -> Result<Box<dy
         Backend::Vm | Backend::Container => {
             Box::new(Tenant::make(backend.clone(), order, network)?)
         }
-        Backend::Host => Box::new(Plain::make(order, network)?),
+        Backend::Host => Box::new(Plain::make(order)?),
         Backend::Peer(_) if network == Network::Outside => {
             let none = "the machines of other monitors are given no network";
             return Err(Error::Other(none.to_owned()));

@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::tenant::used;
-use super::{Backend, Crowd, Network, PROBE, Subject};
+use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Result, failed, on, other};
 use crate::machine::{begin, said};
 use crate::measure::{self, Spent, available, spend};
@@ -35,10 +35,8 @@ pub struct Plain {
 impl Plain {
     /// # Errors
     /// The image cannot be mounted, or this machine has no groups.
-    pub fn make(order: &Order, network: Network) -> Result<Self> {
-        // The one with a network is made while the other is not yet quite gone.
-        let id = format!("{GROUP}{}", network.suffix());
-        Self::named(&id, order)
+    pub fn make(order: &Order) -> Result<Self> {
+        Self::named(GROUP, order)
     }
 
     /// The same, in a group of that name; processes that a killed measurement left in it are ended.

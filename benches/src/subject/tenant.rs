@@ -43,18 +43,16 @@ impl Tenant {
         let mut flags = vec!["--isolation", backend.name()];
         flags.extend(["--image", &order.image, "--memory", &order.memory]);
         flags.extend(["--cpus", "1", "--disk", "2G", "--net"]);
-        flags.push(if network == Network::None {
-            "none"
-        } else {
-            "nat"
+        flags.push(match network {
+            Network::None => "none",
+            Network::Outside => "nat",
         });
         match backend {
             Backend::Vm => flags.extend(["--kernel", &order.kernel]),
             _ => flags.extend(order.runtime.iter().flat_map(|one| ["--runtime", one])),
         }
-        let name = format!("{PREFIX}-{}{}", backend.name(), network.suffix());
         let made = Self {
-            name,
+            name: format!("{PREFIX}-{}", backend.name()),
             state: order.state.clone(),
             flags: flags.into_iter().map(str::to_owned).collect(),
             backend,

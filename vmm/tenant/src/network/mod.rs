@@ -11,7 +11,7 @@ mod error;
 mod filter;
 pub mod grants;
 mod link;
-mod namespace;
+pub mod namespace;
 mod netlink;
 mod permission;
 mod pool;
