@@ -380,7 +380,7 @@ pub static ALL: &[Experiment] = &[
         "",
         "PROBE flood send",
         Call(Op::Tcp),
-        50,
+        300,
     )),
     connected(beside(
         "noisy-receive",
@@ -388,7 +388,7 @@ pub static ALL: &[Experiment] = &[
         "",
         "PROBE flood receive",
         Call(Op::Tcp),
-        50,
+        300,
     )),
     exhausted(
         "exhaust-inotify",
