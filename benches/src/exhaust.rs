@@ -6,6 +6,7 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread;
 
 use clap::ValueEnum;
 use nix::mount::{MsFlags, mount};
@@ -25,12 +26,15 @@ const NOBODY: u32 = 65534;
 /// Bytes of a key: the most that one of the type `user` holds (keyrings(7)).
 const KEY: usize = 32767;
 
+/// Bytes of stack of a thread that does nothing.
+const STACK: usize = 16 << 10;
+
 /// What a kernel has only so much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// inotify instances (fs.inotify.max_user_instances)
     Inotify,
-    /// Processes (kernel.pid_max, threads-max)
+    /// Processes and threads (kernel.pid_max, threads-max)
     Pids,
     /// Open files (fs.file-max)
     Files,
@@ -123,12 +127,13 @@ impl Kept {
                 opened => self.files.push(opened?.into()),
             },
             What::Pids => {
-                // SAFETY: this process has one thread.
-                if matches!(unsafe { fork() }?, ForkResult::Child) {
+                // The kernel counts it as it does a process, which would take memory besides.
+                let waiting = thread::Builder::new().stack_size(STACK);
+                waiting.spawn(|| {
                     loop {
                         pause();
                     }
-                }
+                })?;
             }
             What::Mounts => {
                 let place = Path::new("/var/tmp/exhaust");
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn one_of_each_that_needs_no_permission_is_to_be_had() {
         let mut kept = Kept::default();
-        for what in [What::Inotify, What::Files, What::Memory] {
+        for what in [What::Inotify, What::Files, What::Memory, What::Pids] {
             kept.take(what, 0).unwrap();
         }
         assert_eq!(

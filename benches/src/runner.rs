@@ -4,6 +4,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +61,11 @@ impl Order {
     }
 }
 
+/// How long one run may take.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// The same where a second is as many instructions as a processor does in about one: runs are made for that, and emulated slowly.
+const INSTRUCTIONS_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Somebody asks for the end: the step that is under way is broken off, and nothing is left behind.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -68,7 +76,8 @@ extern "C" fn stop(signal: i32) {
     }
 }
 
-fn is_stopped() -> bool {
+/// Whether nothing new is to be begun.
+pub fn is_stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
@@ -147,11 +156,17 @@ fn conduct_all(chosen: &[&Experiment], network: Network, order: &Order) -> Resul
 
 /// One experiment: a run with each backend that is not counted, then the others in turns.
 fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order) -> Result<()> {
+    let patience = match order.clock {
+        Clock::Instructions => INSTRUCTIONS_PATIENCE,
+        Clock::Seconds => PATIENCE,
+    };
     let mut running: Vec<&dyn Subject> = Vec::new();
     for subject in subjects {
         let ready = match experiment.refuses(&subject.backend()) {
             Some(why) => Err(Error::Other(why.to_owned())),
-            None => experiment.prepare(subject.as_ref()),
+            None => patiently(&subject.backend(), patience, || {
+                experiment.prepare(subject.as_ref())
+            }),
         };
         match ready {
             Ok(()) => running.push(subject.as_ref()),
@@ -170,21 +185,23 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
                 experiment: experiment.name.to_owned(),
                 backend: backend.clone(),
             })?;
-            let once = experiment.run(*subject, order.clock);
+            let attempt =
+                || patiently(&backend, patience, || experiment.run(*subject, order.clock));
+            let once = attempt();
             let run_of = |error: Error| {
                 if is_stopped() {
                     return Err(error);
                 }
                 // One failure is an accident, which is told. What fails again is the experiment's answer.
-                let (name, backend) = (experiment.name, backend.name());
-                eprintln!("fief bench: {name}, {backend}, tried once more: {error}");
+                let (name, with) = (experiment.name, backend.name());
+                eprintln!("fief bench: {name}, {with}, tried once more: {error}");
                 eprint!("{}", subject.last_words());
                 if experiment.needs_running {
                     // It may be what failed.
                     subject.kill();
-                    experiment.prepare(*subject)?;
+                    patiently(&backend, patience, || experiment.prepare(*subject))?;
                 }
-                experiment.run(*subject, order.clock)
+                attempt()
             };
             match once.or_else(run_of) {
                 // Caches are warm from here on.
@@ -212,6 +229,33 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
     Ok(())
 }
 
+/// Does work with a subject. If that takes too long, the subject is ended, so that whoever waits for it hears of it.
+///
+/// # Errors
+/// Those of the work, or that it took too long: then nothing that it gave is to be trusted.
+fn patiently<T>(
+    backend: &Backend,
+    patience: Duration,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let (done, waits) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let watch = scope.spawn(move || {
+            let late = waits.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+            if late {
+                subject::break_off(backend);
+            }
+            late
+        });
+        let result = work();
+        drop(done);
+        match watch.join() {
+            Ok(true) => Err(Error::Late(patience.as_secs())),
+            _ => result,
+        }
+    })
+}
+
 fn tell_failed(experiment: &Experiment, backend: Backend, error: &Error) -> Result<()> {
     tell(&Event::Failed {
         experiment: experiment.name.to_owned(),
@@ -234,6 +278,18 @@ fn tell(event: &Event) -> Result<()> {
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[test]
+    fn a_run_that_takes_too_long_counts_for_nothing() {
+        let nobody = Backend::Peer("of-a-unit-test".to_owned());
+        let slow = || {
+            thread::sleep(Duration::from_millis(300));
+            Ok(1)
+        };
+        let late = patiently(&nobody, Duration::from_millis(1), slow);
+        assert!(matches!(late, Err(Error::Late(_))), "{late:?}");
+        assert_eq!(patiently(&nobody, PATIENCE, slow).unwrap(), 1);
+    }
 
     #[test]
     fn the_flags_of_an_order_are_the_command_lines() {

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use super::{Bound, Repeated};
 use crate::error::{Error, Result};
 use crate::report::Clock;
+use crate::runner;
 use crate::subject::{PROBE, Subject};
 
 /// A neighbour's doing. The script prints a line when it is under way.
@@ -15,6 +16,9 @@ impl Hog {
     /// Does `work` while a neighbour goes on with it.
     fn during<T>(self, subject: &dyn Subject, work: impl FnOnce() -> T) -> Result<T> {
         let neighbour = subject.neighbour()?;
+        if runner::is_stopped() {
+            return Err(Error::Other("broken off".to_owned()));
+        }
         let script = self.0.replace("PROBE", PROBE);
         let mut doing = neighbour.begin(&["sh", "-c", &script])?;
         if let Some(said) = doing.stdout.take() {

@@ -400,7 +400,7 @@ pub static ALL: &[Experiment] = &[
         "exhaust-pids",
         "a neighbour has all processes",
         // A tenant may have 4096 itself.
-        Bound::To("kernel/pid_max", 5600),
+        Bound::To("kernel/pid_max", 4900),
         "PROBE exhaust pids",
         "PROBE exhaust --one pids",
     ),

@@ -189,6 +189,30 @@ pub trait Subject {
     fn memory(&self) -> Result<u64>;
 }
 
+/// The name of a backend's subject: of its tenant, or of its group.
+fn name(backend: &Backend) -> String {
+    match backend {
+        Backend::Peer(name) => format!("{PREFIX}-peer-{name}"),
+        own => format!("{PREFIX}-{}", own.name()),
+    }
+}
+
+/// The name of its neighbour.
+fn neighbour_of(name: &str) -> String {
+    format!("{name}-neighbour")
+}
+
+/// Ends at once what runs of a backend's subject and its neighbour, whoever waits for them: these then fail.
+pub fn break_off(backend: &Backend) {
+    let name = name(backend);
+    for name in [neighbour_of(&name), name] {
+        match backend {
+            Backend::Vm | Backend::Container => tenant::kill(&name),
+            Backend::Host | Backend::Peer(_) => Group::named(&name).end_processes(),
+        }
+    }
+}
+
 /// Makes a subject, stopped, with [`PROBE`] in its files.
 ///
 /// # Errors

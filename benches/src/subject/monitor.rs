@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 use super::plain::DISK;
 use super::tenant::used;
-use super::{Backend, Crowd, PREFIX, PROBE, Subject};
+use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Error, Result, failed, on, other};
 use crate::machine::begin;
 use crate::measure::{self, Spent, available, spend};
@@ -81,7 +81,7 @@ impl Monitor {
         let kernel = (&choice, KernelFormat::Elf);
         let files = prepare::boot_files(&images, &context, kernel, root, &Silent).map_err(text)?;
         let memory = order.memory.parse().map_err(other)?;
-        let id = format!("{PREFIX}-peer-{name}");
+        let id = super::name(&Backend::Peer(name.to_owned()));
         let made = Self::like(name, &peer.program, files, &order.state, memory, id)?;
         made.furnish()?;
         made.stop()?;
@@ -115,9 +115,8 @@ impl Monitor {
     }
 
     /// Another one, with a disk of its own.
-    fn another(&self, suffix: &str) -> Result<Self> {
+    fn another(&self, id: String) -> Result<Self> {
         let state = self.directory.path().parent().unwrap_or(Path::new("/"));
-        let id = format!("{}-{suffix}", self.id);
         let files = self.files.clone();
         Self::like(&self.name, &self.program, files, state, self.memory, id)
     }
@@ -348,7 +347,7 @@ impl Subject for Monitor {
     }
 
     fn crowd(&self, size: usize) -> Result<Crowd> {
-        let all = (0..size).map(|one| self.another(&one.to_string()));
+        let all = (0..size).map(|one| self.another(format!("{}-{one}", self.id)));
         let all = all.collect::<Result<Vec<_>>>()?;
         let before = available()?;
         let spent = spend(
@@ -363,7 +362,7 @@ impl Subject for Monitor {
     }
 
     fn neighbour(&self) -> Result<Box<dyn Subject>> {
-        let neighbour = self.another("neighbour")?;
+        let neighbour = self.another(super::neighbour_of(&self.id))?;
         neighbour.furnish()?;
         Ok(Box::new(neighbour))
     }

@@ -18,7 +18,6 @@ use crate::machine::{begin, said};
 use crate::measure::{self, Spent, available, spend};
 use crate::runner::Order;
 
-const GROUP: &str = "fief-bench-host";
 /// As much as tenants have.
 pub const DISK: u64 = 2 << 30;
 
@@ -36,7 +35,7 @@ impl Plain {
     /// # Errors
     /// The image cannot be mounted, or this machine has no groups.
     pub fn make(order: &Order) -> Result<Self> {
-        Self::named(GROUP, order)
+        Self::named(&super::name(&Backend::Host), order)
     }
 
     /// The same, in a group of that name; processes that a killed measurement left in it are ended.
@@ -163,7 +162,7 @@ impl Subject for Plain {
     }
 
     fn neighbour(&self) -> Result<Box<dyn Subject>> {
-        let id = format!("{}-neighbour", self.id);
+        let id = super::neighbour_of(&self.id);
         Ok(Box::new(Self::named(&id, &self.order)?))
     }
 

@@ -7,7 +7,7 @@ use fief::cgroup::Group;
 use fief::spec::Bytes;
 use fief::store::{State, Store};
 
-use super::{Backend, Crowd, Network, PREFIX, PROBE, Subject};
+use super::{Backend, Crowd, Network, PROBE, Subject};
 use crate::error::{Error, Result, failed, other};
 use crate::machine::{begin, fief, said};
 use crate::measure::{self, Spent, available, spend};
@@ -52,7 +52,7 @@ impl Tenant {
             _ => flags.extend(order.runtime.iter().flat_map(|one| ["--runtime", one])),
         }
         let made = Self {
-            name: format!("{PREFIX}-{}", backend.name()),
+            name: super::name(&backend),
             state: order.state.clone(),
             flags: flags.into_iter().map(str::to_owned).collect(),
             backend,
@@ -111,6 +111,11 @@ pub fn used(group: &Group) -> Result<u64> {
     group.usage().cpu_ns.ok_or_else(none)
 }
 
+/// Ends a tenant; one that has ended by itself needs none.
+pub fn kill(name: &str) {
+    let _ = said(&mut fief(["kill", name]));
+}
+
 /// A tenant of that name is gone afterwards, if the machine allows it.
 pub fn remove(name: &str) {
     let _ = said(&mut fief(["rm", "-f", name]));
@@ -166,7 +171,7 @@ impl Subject for Tenant {
 
     fn neighbour(&self) -> Result<Box<dyn Subject>> {
         let neighbour = Self {
-            name: format!("{}-neighbour", self.name),
+            name: super::neighbour_of(&self.name),
             state: self.state.clone(),
             flags: self.flags.clone(),
             backend: self.backend.clone(),
@@ -176,8 +181,7 @@ impl Subject for Tenant {
     }
 
     fn kill(&self) {
-        // One that has ended by itself needs none.
-        let _ = said(&mut fief(["kill", &self.name]));
+        kill(&self.name);
     }
 
     fn begin(&self, words: &[&str]) -> Result<Child> {
