@@ -19,8 +19,14 @@ use crate::net;
 
 /// As much of anything as is ever taken: the kernels' own bounds are below, or memory ends before.
 const MOST: u64 = 1 << 20;
-/// Of what becomes dearer the more there is, somewhat more than a tenant or a measured host lets one have.
+/// Of what takes long, somewhat more than a tenant or a measured host lets one have.
 const MOST_DEAR: u64 = 6000;
+/// The same of open files.
+const MOST_FILES: u64 = 120_000;
+/// So many failures in a row say that nothing more is to be had: connections that ended a while ago are forgotten meanwhile.
+const FAILURES: u32 = 8;
+/// How many try to get what is given back, so that hardly anybody else does.
+const GRASPING: usize = 8;
 /// Who asks for one as an ordinary program: the kernel has something in reserve for root.
 const NOBODY: u32 = 65534;
 /// Bytes of a key: the most that one of the type `user` holds (keyrings(7)).
@@ -72,19 +78,32 @@ pub fn main(args: &Args) -> Result<()> {
         return taken.map_err(failed(format!("have one more ({:?})", args.what)));
     }
     allow_most_files();
-    let most = match args.what {
-        What::Mounts | What::Pids => MOST_DEAR,
-        _ => MOST,
+    let (most, failures) = match args.what {
+        What::Mounts | What::Pids => (MOST_DEAR, 1),
+        What::Files => (MOST_FILES, 1),
+        What::Conntrack => (MOST, FAILURES),
+        _ => (MOST, 1),
     };
-    let taken = (0..most).take_while(|number| kept.take(args.what, *number).is_ok());
-    println!("{}", taken.count());
-    // What somebody gives back is taken, too.
-    loop {
-        if args.what == What::Conntrack {
-            let _ = kept.take(args.what, 0);
-        } else {
-            pause();
+    let (mut taken, mut failed) = (0, 0);
+    while taken < most && failed < failures {
+        match kept.take(args.what, taken) {
+            Ok(()) => (taken, failed) = (taken + 1, 0),
+            Err(_) => failed += 1,
         }
+    }
+    println!("{taken}");
+    if args.what == What::Conntrack {
+        for _ in 0..GRASPING {
+            thread::spawn(|| {
+                let mut kept = Kept::default();
+                loop {
+                    let _ = kept.take(What::Conntrack, 0);
+                }
+            });
+        }
+    }
+    loop {
+        pause();
     }
 }
 

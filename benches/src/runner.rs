@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use fief::cgroup::Group;
 use serde::{Deserialize, Serialize};
 
 use crate::args;
@@ -62,9 +63,29 @@ impl Order {
 }
 
 /// How long one run may take.
-const PATIENCE: Duration = Duration::from_secs(900);
-/// The same where a second is as many instructions as a processor does in about one: runs are made for that, and emulated slowly.
-const INSTRUCTIONS_PATIENCE: Duration = Duration::from_secs(120);
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    time: Duration,
+    /// Of processor time of all subjects; where instructions are counted, waiting costs nothing, and work takes long.
+    work: Duration,
+}
+
+impl Patience {
+    fn of(clock: Clock) -> Self {
+        let (time, work) = match clock {
+            Clock::Seconds => (900, u64::MAX),
+            // More than ten times what any run takes.
+            Clock::Instructions => (200, 30),
+        };
+        Self {
+            time: Duration::from_secs(time),
+            work: Duration::from_secs(work),
+        }
+    }
+}
+
+/// Between two looks at whether a run takes too long.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// Somebody asks for the end: the step that is under way is broken off, and nothing is left behind.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -156,10 +177,7 @@ fn conduct_all(chosen: &[&Experiment], network: Network, order: &Order) -> Resul
 
 /// One experiment: a run with each backend that is not counted, then the others in turns.
 fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order) -> Result<()> {
-    let patience = match order.clock {
-        Clock::Instructions => INSTRUCTIONS_PATIENCE,
-        Clock::Seconds => PATIENCE,
-    };
+    let patience = Patience::of(order.clock);
     let mut running: Vec<&dyn Subject> = Vec::new();
     for subject in subjects {
         let ready = match experiment.refuses(&subject.backend()) {
@@ -229,28 +247,35 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
     Ok(())
 }
 
-/// Does work with a subject. If that takes too long, the subject is ended, so that whoever waits for it hears of it.
+/// Does work with a subject. If that takes too long, or somebody asks for the end, the subject is ended, so that whoever waits
+/// for it hears of it.
 ///
 /// # Errors
 /// Those of the work, or that it took too long: then nothing that it gave is to be trusted.
 fn patiently<T>(
     backend: &Backend,
-    patience: Duration,
+    patience: Patience,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let (done, waits) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let watch = scope.spawn(move || {
-            let late = waits.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
-            if late {
-                subject::break_off(backend);
+            let worked = || Duration::from_nanos(Group::all().usage().cpu_ns.unwrap_or(0));
+            let (begun, before) = (Instant::now(), worked());
+            while waits.recv_timeout(GLANCE) == Err(RecvTimeoutError::Timeout) {
+                let late = begun.elapsed() > patience.time
+                    || worked().saturating_sub(before) > patience.work;
+                if late || is_stopped() {
+                    subject::break_off(backend);
+                    return late;
+                }
             }
-            late
+            false
         });
         let result = work();
         drop(done);
         match watch.join() {
-            Ok(true) => Err(Error::Late(patience.as_secs())),
+            Ok(true) => Err(Error::Late),
             _ => result,
         }
     })
@@ -283,12 +308,14 @@ mod tests {
     fn a_run_that_takes_too_long_counts_for_nothing() {
         let nobody = Backend::Peer("of-a-unit-test".to_owned());
         let slow = || {
-            thread::sleep(Duration::from_millis(300));
+            thread::sleep(GLANCE * 2);
             Ok(1)
         };
-        let late = patiently(&nobody, Duration::from_millis(1), slow);
-        assert!(matches!(late, Err(Error::Late(_))), "{late:?}");
-        assert_eq!(patiently(&nobody, PATIENCE, slow).unwrap(), 1);
+        let mut patience = Patience::of(Clock::Seconds);
+        assert_eq!(patiently(&nobody, patience, slow).unwrap(), 1);
+        patience.time = Duration::ZERO;
+        let late = patiently(&nobody, patience, slow);
+        assert!(matches!(late, Err(Error::Late)), "{late:?}");
     }
 
     #[test]
