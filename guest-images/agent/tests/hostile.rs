@@ -5,6 +5,8 @@ mod common;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use common::{Agent, deadline, output, shell};
 use fief_agent_proto::{
@@ -382,4 +384,32 @@ fn more_streams_than_the_limit_are_refused_and_the_others_go_on() {
         assert!(process.wait().unwrap().success());
     }
     assert_eq!(output(&connection, "echo again"), "again\n");
+}
+
+#[test]
+fn an_agent_without_descriptors_left_waits_idly_and_then_serves() {
+    let agent = Agent::start();
+    drop(agent.connect());
+    let limit = |soft: usize| {
+        let pid = agent.pid().to_string();
+        let limit = format!("--nofile={soft}:1024");
+        let done = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(done.unwrap().success());
+    };
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        // utime and stime (proc_pid_stat(5)), 100 in a second.
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    // The session above may be there for a moment yet.
+    limit(3);
+    let before = ticks();
+    let waiting = connect_unix(&agent.socket(), deadline()).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks() - before;
+    assert!(spent < 20, "{spent} ticks of 100 in which nothing was to be done");
+    limit(1024);
+    let connection = Connection::open(waiting, deadline()).unwrap();
+    assert_eq!(output(&connection, "echo served"), "served\n");
 }

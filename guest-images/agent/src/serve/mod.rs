@@ -33,6 +33,8 @@ pub use transport::{INHERITED, Listener, open_serial};
 const MAX_SESSIONS: usize = 64;
 /// How often a serial port without a host side is looked at if no signal comes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a client for whom the kernel had no descriptor is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 
 /// What systemd takes as a request for an end, from SIGRTMIN on (systemd(1), "Signals").
 const POWEROFF: i32 = 4;
@@ -42,6 +44,8 @@ const REBOOT: i32 = 5;
 #[derive(Debug)]
 pub struct Server {
     listener: Option<Listener>,
+    /// When it may be asked for clients again, if the kernel had nothing left for one.
+    listens_again: Option<Instant>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     signals: SignalFd,
@@ -97,6 +101,7 @@ impl Server {
         };
         Ok(Server {
             listener: None,
+            listens_again: None,
             sessions: BTreeMap::new(),
             next_session: 0,
             signals,
@@ -159,6 +164,7 @@ impl Server {
             self.ready(token, events);
         }
         let now = Instant::now();
+        self.listens_again = self.listens_again.filter(|at| *at > now);
         for session in self.sessions.values_mut() {
             session.turn(now, &mut self.context, &mut self.scratch);
         }
@@ -183,6 +189,7 @@ impl Server {
             at(session.waits_for_host().then_some(now + LOOK_AGAIN));
         }
         at(self.context.condemned.iter().map(|(_, at)| *at).min());
+        at(self.listens_again);
         next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, or the last millisecond would spin.
             let left = at.saturating_duration_since(now);
@@ -205,7 +212,7 @@ impl Server {
         if let Some(listener) = self
             .listener
             .as_ref()
-            .filter(|_| self.sessions.len() < MAX_SESSIONS)
+            .filter(|_| self.sessions.len() < MAX_SESSIONS && self.listens_again.is_none())
         {
             fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             tokens.push(Token::Listener);
@@ -241,8 +248,11 @@ impl Server {
                 }
             }
             Token::Listener => {
-                if let Some(stream) = self.listener.as_ref().and_then(Listener::accept) {
-                    self.add(Session::new(stream, false));
+                match self.listener.as_ref().map(Listener::accept) {
+                    Some(Ok(Some(stream))) => self.add(Session::new(stream, false)),
+                    // It stays ready: to ask at once again would be to do nothing else.
+                    Some(Err(_)) => self.listens_again = Some(Instant::now() + LISTEN_AGAIN),
+                    Some(Ok(None)) | None => {}
                 }
             }
             Token::Session(id) => {

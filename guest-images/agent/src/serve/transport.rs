@@ -73,28 +73,38 @@ impl Listener {
     }
 
     /// The next client, as a non-blocking stream; None if there is none, or one that is not to be served.
-    pub fn accept(&self) -> Option<File> {
-        match self {
-            Listener::Unix(listener) => {
-                let (client, _) = listener.accept().ok()?;
-                client.set_nonblocking(true).ok()?;
-                Some(File::from(OwnedFd::from(client)))
-            }
+    ///
+    /// # Errors
+    /// There may be one, and the kernel has nothing left for it (EMFILE, ENFILE, ENOMEM): it waits on.
+    pub fn accept(&self) -> io::Result<Option<File>> {
+        let accepted = match self {
+            Listener::Unix(listener) => listener.accept().and_then(|(client, _)| {
+                client.set_nonblocking(true)?;
+                Ok(Some(File::from(OwnedFd::from(client))))
+            }),
             Listener::Vsock(listener) => accept_from_host(listener),
-        }
+        };
+        accepted.or_else(|error| match error.kind() {
+            // It gave up meanwhile (accept(2)).
+            io::ErrorKind::WouldBlock
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::ConnectionAborted => Ok(None),
+            _ => Err(error),
+        })
     }
 }
 
 /// Serves the host alone. This guest's own users reach the port as well, wherever the kernel loops vsock back to them
 /// (module vsock_loopback) or they act as the host of a machine of their own (/dev/vhost-vsock): they have other context
 /// ids, which the kernel fills in. One who hangs up before the look is no client either.
-fn accept_from_host(listener: &OwnedFd) -> Option<File> {
+fn accept_from_host(listener: &OwnedFd) -> io::Result<Option<File>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let client = socket::accept4(listener.as_raw_fd(), flags).ok()?;
+    let client = socket::accept4(listener.as_raw_fd(), flags)?;
     // SAFETY: accept4 returned a new descriptor that nothing else owns.
     let client = unsafe { OwnedFd::from_raw_fd(client) };
-    let peer = socket::getpeername::<VsockAddr>(client.as_raw_fd()).ok()?;
-    (peer.cid() == libc::VMADDR_CID_HOST).then(|| File::from(client))
+    let peer = socket::getpeername::<VsockAddr>(client.as_raw_fd());
+    let from_host = peer.is_ok_and(|peer| peer.cid() == libc::VMADDR_CID_HOST);
+    Ok(from_host.then(|| File::from(client)))
 }
 
 impl AsFd for Listener {
