@@ -22,7 +22,7 @@ const MOST: u64 = 1 << 20;
 /// Of what takes long, somewhat more than a tenant or a measured host lets one have.
 const MOST_DEAR: u64 = 6000;
 /// The same of open files.
-const MOST_FILES: u64 = 120_000;
+const MOST_FILES: u64 = 24_000;
 /// So many failures in a row say that nothing more is to be had: connections that ended a while ago are forgotten meanwhile.
 const FAILURES: u32 = 8;
 /// How many try to get what is given back, so that hardly anybody else does.

@@ -4,6 +4,7 @@
 //! it by [`event`]s; [`experiments`] are what the runner does to [`subject`]s, and [`probe`] is what it runs in them.
 
 mod args;
+mod emulator;
 mod enter;
 mod error;
 mod event;

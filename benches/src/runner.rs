@@ -12,6 +12,7 @@ use fief::cgroup::Group;
 use serde::{Deserialize, Serialize};
 
 use crate::args;
+use crate::emulator::Settled;
 use crate::error::{Error, Result, failed, other};
 use crate::event::Event;
 use crate::experiments::{self, Experiment};
@@ -75,7 +76,8 @@ impl Patience {
         let (time, work) = match clock {
             Clock::Seconds => (900, u64::MAX),
             // More than ten times what any run takes.
-            Clock::Instructions => (200, 30),
+            // An agent that does not answer is waited for 240 s.
+            Clock::Instructions => (300, 30),
         };
         Self {
             time: Duration::from_secs(time),
@@ -125,6 +127,13 @@ pub fn main(args: &args::Runner) -> Result<()> {
             "this kernel does not count the exits of virtual machines (debugfs, /sys/kernel/debug/kvm); run as root".to_owned(),
         ));
     }
+    let _settled = (order.clock == Clock::Instructions
+        && order.backends.iter().any(Backend::is_machine))
+    .then(|| {
+        Settled::new().inspect_err(|error| {
+            eprintln!("fief bench: machines may hang (docs/emulated-host.md): {error}");
+        })
+    });
     for network in [Network::None, Network::Outside] {
         let chosen: Vec<_> = chosen
             .iter()

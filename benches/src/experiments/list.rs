@@ -407,7 +407,7 @@ pub static ALL: &[Experiment] = &[
     exhausted_of(
         "exhaust-files",
         "a neighbour has all open files",
-        Bound::To("fs/file-max", 100_000),
+        Bound::To("fs/file-max", 20_000),
         "PROBE exhaust files",
         "PROBE exhaust --one files",
     ),

@@ -393,12 +393,19 @@ fn an_agent_without_descriptors_left_waits_idly_and_then_serves() {
     let limit = |soft: usize| {
         let pid = agent.pid().to_string();
         let limit = format!("--nofile={soft}:1024");
-        let done = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        let done = Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status();
         assert!(done.unwrap().success());
     };
     let ticks = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
         // utime and stime (proc_pid_stat(5)), 100 in a second.
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
@@ -408,7 +415,10 @@ fn an_agent_without_descriptors_left_waits_idly_and_then_serves() {
     let waiting = connect_unix(&agent.socket(), deadline()).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let spent = ticks() - before;
-    assert!(spent < 20, "{spent} ticks of 100 in which nothing was to be done");
+    assert!(
+        spent < 20,
+        "{spent} ticks of 100 in which nothing was to be done"
+    );
     limit(1024);
     let connection = Connection::open(waiting, deadline()).unwrap();
     assert_eq!(output(&connection, "echo served"), "served\n");
