@@ -18,6 +18,12 @@ use tempfile::TempDir;
 /// Where the build puts binaries, below the checkout and below the payload's folder.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
 
+/// NAME=PATH of another monitor, which is measured too.
+const PEER: &str = "FIEF_BENCH_PEER";
+
+/// Its name, and its program.
+type Monitor = (String, PathBuf);
+
 /// Sectors of the payload's disk.
 const SECTORS: u64 = 2048;
 
@@ -34,7 +40,21 @@ fn main() -> ExitCode {
         eprintln!("payload benchmarks left out: this user cannot open /dev/kvm");
         return ExitCode::SUCCESS;
     }
-    for binary in [monitor(), payload()] {
+    let own = ("fief".to_owned(), checkout().join(RELEASE).join("fief-vmm"));
+    let peer = std::env::var(PEER).ok();
+    let peer = peer.map(|peer| {
+        peer.split_once('=')
+            .map(|(name, path)| (name.to_owned(), path.into()))
+    });
+    if peer == Some(None) {
+        eprintln!(
+            "{PEER} is to be NAME=PATH of a monitor that takes Firecracker's configuration file"
+        );
+        return ExitCode::FAILURE;
+    }
+    let monitors: Vec<_> = [Some(own), peer.flatten()].into_iter().flatten().collect();
+    let programs = monitors.iter().map(|(_, program)| program);
+    for binary in programs.chain([&payload()]) {
         if !binary.exists() {
             eprintln!(
                 "{} is missing: run `make build payloads` first",
@@ -43,41 +63,39 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    for engine in ["Async", "Sync"] {
-        let drive = Machine::new("bench-block", engine);
-        drive.run(&format!(
-            "block, {}",
-            if engine == "Async" {
-                "io_uring"
-            } else {
-                "sync"
-            }
-        ));
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root {
+        tap();
+    } else {
+        eprintln!("net left out: only root may make a tap device");
+    }
+    for monitor in &monitors {
+        measure(monitor, is_root);
+    }
+    ExitCode::SUCCESS
+}
+
+/// All groups with one monitor.
+fn measure(monitor: &Monitor, with_net: bool) {
+    for (engine, group) in [("Async", "block, io_uring"), ("Sync", "block, sync")] {
+        Machine::new("bench-block", engine).run(monitor, group);
     }
     let sockets = Machine::new("bench-vsock", "Sync");
     let listener = UnixListener::bind(sockets.path("vsock_52")).unwrap();
     // It ends with this process, should the machine never connect.
     std::thread::spawn(move || serve(listener.accept().unwrap().0));
-    sockets.run("vsock");
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("net left out: only root may make a tap device");
-        return ExitCode::SUCCESS;
+    sockets.run(monitor, "vsock");
+    if with_net {
+        let mut interface = Machine::new("bench-net", "Sync");
+        interface.config["network-interfaces"] = json!([
+            { "iface_id": "net0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:01" }
+        ]);
+        interface.run(monitor, "net");
     }
-    tap();
-    let mut interface = Machine::new("bench-net", "Sync");
-    interface.config["network-interfaces"] = json!([
-        { "iface_id": "net0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:01" }
-    ]);
-    interface.run("net");
-    ExitCode::SUCCESS
 }
 
 fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
-fn monitor() -> PathBuf {
-    checkout().join(RELEASE).join("fief-vmm")
 }
 
 fn payload() -> PathBuf {
@@ -147,9 +165,10 @@ impl Machine {
     }
 
     /// Runs it to its end and prints what it measured.
-    fn run(&self, group: &str) {
+    fn run(&self, (name, program): &Monitor, group: &str) {
+        let group = &format!("{name}: {group}");
         fs::write(self.path("config.json"), self.config.to_string()).unwrap();
-        let mut monitor = Command::new(monitor())
+        let mut monitor = Command::new(program)
             .arg("--no-api")
             .arg("--config-file")
             .arg(self.path("config.json"))
@@ -213,7 +232,7 @@ fn workers(monitor: &Child) -> Duration {
         let name = fs::read_to_string(thread.join("comm")).ok()?;
         let times = fs::read_to_string(thread.join("schedstat")).ok()?;
         let on_cpu = times.split(' ').next()?.parse().ok()?;
-        (!name.starts_with("vcpu")).then_some(Duration::from_nanos(on_cpu))
+        (!name.contains("vcpu")).then_some(Duration::from_nanos(on_cpu))
     };
     let times = threads.filter_map(|entry| time(entry.ok()?.path()));
     times.sum()

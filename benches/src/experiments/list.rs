@@ -27,6 +27,12 @@ const MEMORY: Figure = Figure {
     title: "memory",
     unit: Unit::Bytes,
 };
+/// The host's available memory that a tenant took, by their number.
+const DENSITY: Figure = Figure {
+    name: "density",
+    title: "host memory for each",
+    unit: Unit::Bytes,
+};
 
 const LOST: Figure = Figure {
     name: "lost",
@@ -182,20 +188,20 @@ pub static ALL: &[Experiment] = &[
     outside(
         "start",
         "start, until a first command can run",
-        &[CPU, TIME],
+        &[CPU, TIME, EXITS],
         Work::Start,
     ),
     outside(
         "start-cold",
         "the same with nothing in the host's caches",
-        &[CPU, TIME],
+        &[CPU, TIME, EXITS],
         Work::StartCold,
     ),
     outside("stop", "shut down", &[CPU, TIME], Work::Stop),
     outside(
         "crowd",
         "ten started at once: of each, and until the last one is there",
-        &[CPU, TIME, MEMORY],
+        &[CPU, TIME, DENSITY],
         Work::Crowd(CROWD),
     ),
     Experiment {

@@ -43,9 +43,9 @@ extern "C" fn main(zero_page: u64) -> ! {
             "net" => checks::net::check(),
             "net-offload" => checks::net::check_offload(),
             "net-flood" => checks::net::check_flood(),
-            "bench-block" => bench::block::run(),
-            "bench-vsock" => bench::vsock::run(),
-            "bench-net" => bench::net::run(),
+            "bench-block" => bench::block::run(line),
+            "bench-vsock" => bench::vsock::run(line),
+            "bench-net" => bench::net::run(line),
             "reset" | "poweroff" | "panic" | "triple-fault" | "hang" => {
                 end = word;
                 continue;

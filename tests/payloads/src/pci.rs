@@ -42,6 +42,13 @@ pub struct Pci {
     vectors: Option<Vectors>,
 }
 
+impl Pci {
+    /// The same without interrupts.
+    pub fn into_polled(self) -> PciTransport {
+        self.inner
+    }
+}
+
 /// The virtio devices of a type, in the order of the bus.
 ///
 /// # Errors

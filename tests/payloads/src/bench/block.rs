@@ -8,11 +8,12 @@ use core::sync::atomic::{Ordering, fence};
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 
+use super::device::{Device, open};
 use super::{measure, ticks};
 use crate::Failure;
 use crate::console::print;
 use crate::memory::Payload;
-use crate::pci::{Pci, explain, open};
+use crate::pci::explain;
 
 /// Bytes of a read, and as sectors.
 const BYTES: usize = 4096;
@@ -31,7 +32,7 @@ const READ: u8 = 0;
 const OK: u8 = 0;
 
 struct Disk {
-    transport: Pci,
+    transport: Device,
     queue: VirtQueue<Payload, QUEUE>,
 }
 
@@ -45,8 +46,8 @@ struct Request {
 }
 
 impl Disk {
-    fn open() -> Result<Self, Failure> {
-        let mut transport = open(DeviceType::Block, 0, false)?;
+    fn open(line: &str) -> Result<Self, Failure> {
+        let mut transport = open(line, DeviceType::Block)?;
         let driver = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         transport.set_status(DeviceStatus::empty());
         transport.set_status(driver);
@@ -139,8 +140,8 @@ impl Disk {
 }
 
 /// Reads at depth 1 and 32, and how long single ones take.
-pub fn run() -> Result<(), Failure> {
-    let mut disk = Disk::open()?;
+pub fn run(line: &str) -> Result<(), Failure> {
+    let mut disk = Disk::open(line)?;
     for (name, depth) in [("read-4k-depth-1", 1), ("read-4k-depth-32", DEEPEST)] {
         measure(name, REQUESTS, REQUESTS * BYTES, || disk.read(depth))?;
     }

@@ -2,6 +2,7 @@
 //! and when it ends; the clock here is the processor's time-stamp counter, whose rate only the host can find out.
 
 pub mod block;
+mod device;
 pub mod net;
 pub mod vsock;
 

@@ -5,10 +5,11 @@ use alloc::vec;
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::DeviceType;
 
+use super::device::{Device, open};
 use super::measure;
 use crate::Failure;
 use crate::memory::Payload;
-use crate::pci::{Pci, explain, open};
+use crate::pci::explain;
 
 const QUEUE: usize = 256;
 const HEADER: usize = 12;
@@ -18,16 +19,16 @@ const FRAMES: usize = 60_000;
 const EXPERIMENT: [u8; 2] = [0x88, 0xB5];
 
 /// Sends small frames, and those of 1500-byte packets.
-pub fn run() -> Result<(), Failure> {
+pub fn run(line: &str) -> Result<(), Failure> {
     for (name, length) in [("send-60", 60), ("send-1514", 1514)] {
-        let transport = open(DeviceType::Network, 0, false)?;
-        let mut driver = VirtIONetRaw::<Payload, Pci, QUEUE>::new(transport).map_err(explain)?;
+        let transport = open(line, DeviceType::Network)?;
+        let mut driver = VirtIONetRaw::<Payload, Device, QUEUE>::new(transport).map_err(explain)?;
         measure(name, FRAMES, FRAMES * length, || send(&mut driver, length))?;
     }
     Ok(())
 }
 
-fn send(driver: &mut VirtIONetRaw<Payload, Pci, QUEUE>, length: usize) -> Result<(), Failure> {
+fn send(driver: &mut VirtIONetRaw<Payload, Device, QUEUE>, length: usize) -> Result<(), Failure> {
     let mut message = vec![0; HEADER + length];
     message[HEADER..HEADER + 6].fill(0xFF);
     message[HEADER + 6] = 2;

@@ -8,10 +8,11 @@ use virtio_drivers::device::socket::{
 };
 use virtio_drivers::transport::DeviceType;
 
+use super::device::{Device, open};
 use super::measure;
 use crate::Failure;
 use crate::memory::Payload;
-use crate::pci::{Pci, explain, open};
+use crate::pci::explain;
 
 const HOST: VsockAddr = VsockAddr {
     cid: VMADDR_CID_HOST,
@@ -25,12 +26,12 @@ const ROOM: u32 = 256 << 10;
 /// Bytes of a measurement.
 const TOTAL: usize = 64 << 20;
 
-type Sockets = VsockConnectionManager<Payload, Pci, BUFFER>;
+type Sockets = VsockConnectionManager<Payload, Device, BUFFER>;
 
 /// Sends in packets of 4 and 64 KiB, then receives.
-pub fn run() -> Result<(), Failure> {
-    let transport = open(DeviceType::Socket, 0, false)?;
-    let driver = VirtIOSocket::<Payload, Pci, BUFFER>::new(transport).map_err(explain)?;
+pub fn run(line: &str) -> Result<(), Failure> {
+    let transport = open(line, DeviceType::Socket)?;
+    let driver = VirtIOSocket::<Payload, Device, BUFFER>::new(transport).map_err(explain)?;
     let mut sockets = Sockets::new_with_capacity(driver, ROOM);
     sockets.connect(HOST, LOCAL_PORT).map_err(explain)?;
     while !connected(&mut sockets)? {}
