@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::mount::{MsFlags, mount};
@@ -32,6 +33,8 @@ const NOBODY: u32 = 65534;
 /// Bytes of a key: the most that one of the type `user` holds (keyrings(7)).
 const KEY: usize = 32767;
 
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Bytes of stack of a thread that does nothing.
 const STACK: usize = 16 << 10;
 
@@ -97,7 +100,10 @@ pub fn main(args: &Args) -> Result<()> {
             thread::spawn(|| {
                 let mut kept = Kept::default();
                 loop {
-                    let _ = kept.take(What::Conntrack, 0);
+                    // One that is refused at once is not asked for all the time.
+                    if kept.take(What::Conntrack, 0).is_err() {
+                        thread::sleep(AGAIN);
+                    }
                 }
             });
         }
@@ -107,11 +113,10 @@ pub fn main(args: &Args) -> Result<()> {
     }
 }
 
-/// Lets this process have as many open files as it may have at all.
+/// Lets this process have as many open files as it may have at all: the host's root, more than it was given.
 pub fn allow_most_files() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    let set = |most| setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    let _ = set(MOST).or_else(|_| set(getrlimit(Resource::RLIMIT_NOFILE)?.1));
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +132,10 @@ impl Kept {
     fn hand_on(&mut self) -> io::Result<()> {
         // SAFETY: this process has one thread.
         match unsafe { fork() }? {
-            ForkResult::Child => self.files.clear(),
+            ForkResult::Child => {
+                self.files.clear();
+                self.flows.clear();
+            }
             ForkResult::Parent { .. } => loop {
                 pause();
             },
@@ -135,16 +143,24 @@ impl Kept {
         Ok(())
     }
 
+    /// What needs a file, in a process that may have one more.
+    fn with_files<T>(&mut self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        open().or_else(|error| {
+            if error.raw_os_error() != Some(libc::EMFILE) {
+                return Err(error);
+            }
+            self.hand_on()?;
+            open()
+        })
+    }
+
     fn take(&mut self, what: What, number: u64) -> io::Result<()> {
         match what {
             What::Inotify => self.inotify.push(Inotify::init(InitFlags::empty())?),
-            What::Files => match File::open("/") {
-                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                    self.hand_on()?;
-                    self.files.push(File::open("/")?.into());
-                }
-                opened => self.files.push(opened?.into()),
-            },
+            What::Files => {
+                let opened = self.with_files(|| File::open("/"))?;
+                self.files.push(opened.into());
+            }
             What::Pids => {
                 // The kernel counts it as it does a process, which would take memory besides.
                 let waiting = thread::Builder::new().stack_size(STACK);
@@ -161,7 +177,10 @@ impl Kept {
                 mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)?;
             }
             What::Memory => self.memory.push(vec![1; 1 << 20]),
-            What::Conntrack => self.flows.push(net::flow()?),
+            What::Conntrack => {
+                let flow = self.with_files(net::flow)?;
+                self.flows.push(flow);
+            }
             What::Keys => add_key(number)?,
         }
         Ok(())

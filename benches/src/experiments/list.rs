@@ -427,7 +427,8 @@ pub static ALL: &[Experiment] = &[
     connected(exhausted_of(
         "exhaust-conntrack",
         "a neighbour has all connections that are tracked",
-        Bound::Connections(1000),
+        // A tenant may have 4096 itself.
+        Bound::Connections(4600),
         "PROBE exhaust conntrack",
         "PROBE exhaust --one conntrack",
     )),
