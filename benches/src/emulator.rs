@@ -9,6 +9,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -111,12 +112,8 @@ impl Drop for Settled {
 }
 
 fn append(file: &Path, line: &str) -> Result<()> {
-    use std::io::Write;
-    let mut opened = fs::OpenOptions::new().append(true).open(file);
-    let written = opened
-        .as_mut()
-        .map_err(|error| std::io::Error::from(error.kind()))
-        .and_then(|file| file.write_all(line.as_bytes()));
+    let opened = fs::OpenOptions::new().append(true).open(file);
+    let written = opened.and_then(|mut file| file.write_all(line.as_bytes()));
     written.map_err(on("write to", file))
 }
 
