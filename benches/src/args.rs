@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 
+use crate::act;
 use crate::enter;
 use crate::exhaust;
 use crate::experiments;
@@ -105,6 +106,12 @@ pub enum Part {
     Flood(net::Flood),
     #[command(hide = true)]
     Serve,
+    #[command(hide = true)]
+    Act(act::Args),
+    #[command(hide = true)]
+    Channels,
+    #[command(hide = true)]
+    Visit,
     #[command(hide = true)]
     Enter(enter::Args),
     #[command(hide = true)]

@@ -18,9 +18,8 @@ use perf_event_open_sys::bindings::{PERF_TYPE_TRACEPOINT, perf_event_attr};
 use perf_event_open_sys::{ioctls, perf_event_open};
 
 use crate::error::{Error, Result, failed, on, other};
+use crate::tracing;
 
-/// Where the kernel's tracing is driven (Documentation/trace/ftrace.rst).
-const TRACING: &str = "/sys/kernel/tracing";
 const PROBE: &str = "fief_bench";
 /// The function runs with interrupts off, right before the guest.
 const DEFINITION: &str = "p:fief_bench svm_vcpu_run injected=vcpu->arch.interrupt.injected:u8";
@@ -43,12 +42,8 @@ impl Settled {
             event: None,
             records: None,
         };
-        let tracing = Path::new(TRACING);
-        if !tracing.join("kprobe_events").exists() {
-            let (kind, none) = (Some("tracefs"), None::<&str>);
-            nix::mount::mount(kind, tracing, kind, nix::mount::MsFlags::empty(), none)
-                .map_err(|errno| on("mount tracefs at", tracing)(errno.into()))?;
-        }
+        let tracing = Path::new(tracing::TRACER);
+        tracing::make_ready()?;
         // Of one that was killed.
         remove();
         let file = tracing.join("kprobe_events");
@@ -118,6 +113,6 @@ fn append(file: &Path, line: &str) -> Result<()> {
 }
 
 fn remove() {
-    let file: PathBuf = Path::new(TRACING).join("kprobe_events");
+    let file: PathBuf = Path::new(tracing::TRACER).join("kprobe_events");
     let _ = append(&file, &format!("-:{PROBE}"));
 }

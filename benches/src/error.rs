@@ -63,6 +63,13 @@ pub enum Error {
     },
     #[error("a run took far longer than it does, and was broken off")]
     Late,
+    #[error(
+        "the kernel's tracer cannot be used: {what}: {source}; measure as root, on a kernel with CONFIG_FTRACE"
+    )]
+    NoTracer {
+        what: &'static str,
+        source: io::Error,
+    },
     /// For people, whole.
     #[error("{0}")]
     Other(String),

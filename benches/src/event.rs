@@ -24,6 +24,12 @@ pub enum Event {
         backend: Backend,
         values: Vec<f64>,
     },
+    /// What its last run found besides figures.
+    Noted {
+        experiment: String,
+        backend: Backend,
+        note: String,
+    },
     /// An experiment has no figures of that backend, or no more of them.
     Failed {
         experiment: String,

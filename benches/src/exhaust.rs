@@ -119,8 +119,9 @@ pub fn allow_most_files() {
     let _ = set(MOST).or_else(|_| set(getrlimit(Resource::RLIMIT_NOFILE)?.1));
 }
 
+/// What was taken, until this goes.
 #[derive(Debug, Default)]
-struct Kept {
+pub struct Kept {
     inotify: Vec<Inotify>,
     files: Vec<OwnedFd>,
     memory: Vec<Vec<u8>>,
@@ -154,7 +155,11 @@ impl Kept {
         })
     }
 
-    fn take(&mut self, what: What, number: u64) -> io::Result<()> {
+    /// Takes one more.
+    ///
+    /// # Errors
+    /// There is none, or no permission.
+    pub fn take(&mut self, what: What, number: u64) -> io::Result<()> {
         match what {
             What::Inotify => self.inotify.push(Inotify::init(InitFlags::empty())?),
             What::Files => {

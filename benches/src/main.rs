@@ -3,13 +3,16 @@
 //! [`front`] is what people meet. It starts a [`runner`] where tenants run, this machine or the emulated host, and hears from
 //! it by [`event`]s; [`experiments`] are what the runner does to [`subject`]s, and [`probe`] is what it runs in them.
 
+mod act;
 mod args;
+mod channels;
 mod emulator;
 mod enter;
 mod error;
 mod event;
 mod exhaust;
 mod experiments;
+mod filter;
 mod front;
 mod machine;
 mod measure;
@@ -19,6 +22,8 @@ mod report;
 mod runner;
 mod statistics;
 mod subject;
+mod tracing;
+mod visit;
 
 use std::process::ExitCode;
 
@@ -37,6 +42,9 @@ fn main() -> ExitCode {
         Some(Part::Exhaust(args)) => exhaust::main(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Flood(args)) => net::flood(&args).map(|()| ExitCode::SUCCESS),
         Some(Part::Serve) => net::serve().map(|()| ExitCode::SUCCESS),
+        Some(Part::Act(args)) => act::main(&args).map(|()| ExitCode::SUCCESS),
+        Some(Part::Channels) => channels::main().map(|()| ExitCode::SUCCESS),
+        Some(Part::Visit) => visit::main().map(|()| ExitCode::SUCCESS),
         Some(Part::Enter(args)) => enter::main(&args),
         Some(Part::Inside(args)) => subject::monitor::inside(&args),
         Some(Part::Runner(args)) => runner::main(&args).map(|()| ExitCode::SUCCESS),

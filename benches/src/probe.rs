@@ -17,7 +17,7 @@ use crate::net;
 /// A file of every image.
 const FILE: &str = "/etc/passwd";
 /// A program of every image that does nothing.
-const PROGRAM: &str = "/bin/true";
+pub const PROGRAM: &str = "/bin/true";
 /// Mapped at a time, in pages of 4 KiB.
 const PAGES: usize = 4096;
 const PAGE: usize = 4096;

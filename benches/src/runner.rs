@@ -15,7 +15,7 @@ use crate::args;
 use crate::emulator::Settled;
 use crate::error::{Error, Result, failed, other};
 use crate::event::Event;
-use crate::experiments::{self, Experiment};
+use crate::experiments::{self, Experiment, Found};
 use crate::report::Clock;
 use crate::subject::{self, Backend, Network, Outside, Peer, Subject};
 use crate::{machine, measure};
@@ -99,7 +99,7 @@ extern "C" fn stop(signal: i32) {
     }
 }
 
-/// Whether nothing new is to be begun.
+/// Whether somebody asked for the end: what is done in many steps takes no more of them.
 pub fn is_stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
@@ -127,13 +127,6 @@ pub fn main(args: &args::Runner) -> Result<()> {
             "this kernel does not count the exits of virtual machines (debugfs, /sys/kernel/debug/kvm); run as root".to_owned(),
         ));
     }
-    let _settled = (order.clock == Clock::Instructions
-        && order.backends.iter().any(Backend::is_machine))
-    .then(|| {
-        Settled::new().inspect_err(|error| {
-            eprintln!("fief bench: machines may hang (docs/emulated-host.md): {error}");
-        })
-    });
     for network in [Network::None, Network::Outside] {
         let chosen: Vec<_> = chosen
             .iter()
@@ -156,6 +149,7 @@ fn conduct_all(chosen: &[&Experiment], network: Network, order: &Order) -> Resul
         Network::None => Ok(None),
         Network::Outside => Outside::make(order).map(Some),
     };
+    let mut settled = settle(order);
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     for backend in &order.backends {
         if is_stopped() {
@@ -176,12 +170,28 @@ fn conduct_all(chosen: &[&Experiment], network: Network, order: &Order) -> Resul
         }
     }
     for experiment in chosen {
+        if experiment.is_traced() {
+            // It would be among what is traced.
+            drop(settled.take());
+        }
         conduct(experiment, &subjects, order)?;
+        settled = settled.or_else(|| settle(order));
         if is_stopped() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Where machines need it, and it can be had.
+fn settle(order: &Order) -> Option<Settled> {
+    let needed =
+        order.clock == Clock::Instructions && order.backends.iter().any(Backend::is_machine);
+    let settled = needed.then(Settled::new)?;
+    let told = settled.inspect_err(|error| {
+        eprintln!("fief bench: machines may hang (docs/emulated-host.md): {error}");
+    });
+    told.ok()
 }
 
 /// One experiment: a run with each backend that is not counted, then the others in turns.
@@ -233,11 +243,21 @@ fn conduct(experiment: &Experiment, subjects: &[Box<dyn Subject>], order: &Order
             match once.or_else(run_of) {
                 // Caches are warm from here on.
                 Ok(_) if run == 0 => {}
-                Ok(values) => tell(&Event::Measured {
-                    experiment: experiment.name.to_owned(),
-                    backend,
-                    values,
-                })?,
+                Ok(Found { values, note }) => {
+                    let name = experiment.name.to_owned();
+                    tell(&Event::Measured {
+                        experiment: name.clone(),
+                        backend: backend.clone(),
+                        values,
+                    })?;
+                    if let Some(note) = note {
+                        tell(&Event::Noted {
+                            experiment: name,
+                            backend,
+                            note,
+                        })?;
+                    }
+                }
                 Err(_) if is_stopped() => return Ok(()),
                 Err(error) => {
                     tell_failed(experiment, backend.clone(), &error)?;

@@ -184,6 +184,25 @@ printf '%s\n' 'Package: measured' 'Version: 1' 'Architecture: all' 'Maintainer: 
 for file in 1 2 3 4 5 6 7 8 9 10; do head -c 20000 /bin/bash > usr/share/measured/$file; done
 dpkg-deb --root-owner-group --build . /var/tmp/measured.deb";
 
+/// Different things that are counted.
+const fn number(name: &'static str, title: &'static str) -> Figure {
+    Figure {
+        name,
+        title,
+        unit: Unit::Number,
+    }
+}
+
+const LEAKS: &[Figure] = &[number("channels", "channels that tell of a neighbour")];
+
+const SURFACE: &[Figure] = &[
+    number("calls", "host system calls by the tenant"),
+    number("calls-for", "host system calls by others for it"),
+    number("allowed", "host system calls allowed"),
+    number("functions", "host kernel functions by the tenant"),
+    number("functions-for", "host kernel functions by others for it"),
+];
+
 pub static ALL: &[Experiment] = &[
     outside(
         "start",
@@ -464,6 +483,24 @@ pub static ALL: &[Experiment] = &[
             "a neighbour crashes its kernel, where it has the right to",
             "echo; echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000",
             "PROBE probe fork 5",
+        )
+    },
+    Experiment {
+        needs_running: true,
+        ..outside(
+            "leaks",
+            "what the kernel's files tell of a neighbour",
+            LEAKS,
+            Work::Leaks,
+        )
+    },
+    Experiment {
+        needs_running: true,
+        ..outside(
+            "surface",
+            "what of the host's kernel a small work reaches: different calls and functions",
+            SURFACE,
+            Work::Surface,
         )
     },
 ];

@@ -1,10 +1,12 @@
 //! The experiments: what each does to a subject, and which figures it gives.
 
 mod beside;
+mod leaks;
 mod list;
 mod lowered;
 mod repeated;
 mod start;
+mod surface;
 
 use crate::error::Result;
 use crate::report::{Clock, Unit};
@@ -58,6 +60,25 @@ enum Work {
     Lost(Hog, Repeated, u64),
     /// Whether a script no longer ends well beside one.
     Hurt(Hog, Option<Bound>, &'static str),
+    /// What of the host's kernel it reaches.
+    Surface,
+    /// Which files of its kernel tell it what a neighbour does.
+    Leaks,
+}
+
+/// What a run gave.
+#[derive(Debug, PartialEq)]
+pub struct Found {
+    /// One for each figure.
+    pub values: Vec<f64>,
+    /// What is no number.
+    pub note: Option<String>,
+}
+
+impl From<Vec<f64>> for Found {
+    fn from(values: Vec<f64>) -> Self {
+        Self { values, note: None }
+    }
 }
 
 impl Experiment {
@@ -65,6 +86,11 @@ impl Experiment {
     pub fn refuses(&self, backend: &Backend) -> Option<&'static str> {
         (self.crashes_kernel && *backend == Backend::Host)
             .then_some("the kernel that would crash is the host's own, and the measurement's")
+    }
+
+    /// Whether it looks at all that the kernel does for a subject.
+    pub fn is_traced(&self) -> bool {
+        matches!(self.work, Work::Surface)
     }
 
     /// What is to be done once before the runs.
@@ -81,12 +107,12 @@ impl Experiment {
         Ok(())
     }
 
-    /// One run: a value for each figure.
+    /// One run.
     ///
     /// # Errors
     /// It cannot be measured with this subject.
-    pub fn run(&self, subject: &dyn Subject, clock: Clock) -> Result<Vec<f64>> {
-        match &self.work {
+    pub fn run(&self, subject: &dyn Subject, clock: Clock) -> Result<Found> {
+        let values = match &self.work {
             Work::Start => start::start(subject),
             Work::StartCold => start::start_cold(subject),
             Work::Stop => start::stop(subject),
@@ -95,7 +121,10 @@ impl Experiment {
             Work::Repeated(repeated, count) => repeated.run(*count, subject, clock),
             Work::Lost(hog, work, count) => beside::lost(*hog, work, *count, subject, clock),
             Work::Hurt(hog, bound, attempt) => beside::hurt(*hog, *bound, attempt, subject),
-        }
+            Work::Surface => surface::surface(subject),
+            Work::Leaks => return leaks::leaks(subject),
+        };
+        values.map(Found::from)
     }
 }
 

@@ -313,6 +313,13 @@ fn experiment(number: usize, outcome: &Outcome, backends: &[Backend], clock: Clo
             @if figures.is_empty() && outcome.failed.is_empty() {
                 p { "Nothing was measured." }
             }
+            @if !outcome.notes.is_empty() {
+                ul.notes {
+                    @for (backend, note) in &outcome.notes {
+                        li { strong { (backend.name()) } ": " (note) }
+                    }
+                }
+            }
             @if !outcome.failed.is_empty() {
                 ul.failed {
                     @for (backend, why) in &outcome.failed {

@@ -92,6 +92,9 @@ pub struct Outcome {
     pub figures: Vec<Series>,
     /// Backends without figures, or without some, and why.
     pub failed: BTreeMap<Backend, String>,
+    /// What the last run found besides figures, by backend.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<Backend, String>,
 }
 
 /// One figure, of each backend.
@@ -189,6 +192,15 @@ impl Report {
                     outcome.failed.entry(backend).or_insert(why);
                 }
             }
+            Event::Noted {
+                experiment,
+                backend,
+                note,
+            } => {
+                if let Some(outcome) = self.outcome(&experiment) {
+                    outcome.notes.insert(backend, note);
+                }
+            }
             Event::Step { .. } => {}
             Event::Ended => self.complete = true,
         }
@@ -230,6 +242,7 @@ impl Outcome {
             title: experiment.title.to_owned(),
             figures: series.collect(),
             failed: BTreeMap::new(),
+            notes: BTreeMap::new(),
         }
     }
 }

@@ -41,6 +41,11 @@ pub fn table(report: &Report) -> String {
         text += "\nNot measured:\n";
         text += &failed;
     }
+    for outcome in &report.experiments {
+        for (backend, note) in &outcome.notes {
+            text += &format!("\n{}, {}: {note}\n", outcome.name, backend.name());
+        }
+    }
     text += "\nMedians, and how far the runs are apart in percent of them";
     text += if clock == Clock::Instructions {
         "; * by more than 5.\n\n"
@@ -91,6 +96,7 @@ mod tests {
             "2.00 ±100",
             "3.00 MiB",
             "memory, container: no runtime",
+            "\nmemory, vm: of 3 pages: a, b\n",
             "lower bounds for machines",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

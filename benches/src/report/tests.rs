@@ -18,7 +18,7 @@ pub fn environment(clock: Clock) -> Environment {
     }
 }
 
-/// A report of two experiments; the second failed in a container.
+/// A report of two experiments; the second has a note of a machine, and failed in a container.
 pub fn report(clock: Clock) -> Report {
     let flags = ["--runs", "3", "--image", "debian"].map(str::to_owned);
     let mut report = Report::new(0, flags.into());
@@ -36,6 +36,13 @@ pub fn report(clock: Clock) -> Report {
         report.hear(measured("getpid", Backend::Host, &[cpu / 2.0, 500.0, 0.0]));
     }
     report.hear(measured("memory", Backend::Vm, &[3.0 * 1024.0 * 1024.0]));
+    for note in ["no note yet", "of 3 pages: a, b"] {
+        report.hear(Event::Noted {
+            experiment: "memory".to_owned(),
+            backend: Backend::Vm,
+            note: note.to_owned(),
+        });
+    }
     report.hear(Event::Failed {
         experiment: "memory".to_owned(),
         backend: Backend::Container,
@@ -68,6 +75,14 @@ fn what_a_runner_tells_is_kept_run_by_run() {
         report.experiments[1].failed[&Backend::Container],
         "no runtime"
     );
+    // The last run's. What older files have none of is read, too.
+    assert_eq!(
+        report.experiments[1].notes[&Backend::Vm],
+        "of 3 pages: a, b"
+    );
+    let older = serde_json::to_value(getpid).unwrap();
+    assert!(older.get("notes").is_none());
+    assert_eq!(&serde_json::from_value::<Outcome>(older).unwrap(), getpid);
     assert!(!report.complete);
     report.hear(Event::Ended);
     assert!(report.complete);

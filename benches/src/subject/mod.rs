@@ -14,7 +14,7 @@ use fief::spec::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::measure::Spent;
+use crate::measure::{self, Spent};
 use crate::runner::Order;
 
 pub use monitor::Monitor;
@@ -176,17 +176,35 @@ pub trait Subject {
     /// The kernel does not tell.
     fn charged(&self) -> Result<u64>;
 
+    /// The monitor of its virtual machine; none of what is no machine.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn monitor(&self) -> Result<Option<i32>> {
+        Ok(None)
+    }
+
+    /// All processes of this machine that are its own or work for it, its monitor and shim among them.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn processes(&self) -> Result<Vec<i32>>;
+
     /// Exits of its virtual machine so far; 0 of what is none.
     ///
     /// # Errors
     /// The kernel does not tell.
-    fn exits(&self) -> Result<u64>;
+    fn exits(&self) -> Result<u64> {
+        self.monitor()?.map_or(Ok(0), measure::exits)
+    }
 
     /// Bytes of memory that its processes take, its monitor and shim among them: proportional set size.
     ///
     /// # Errors
     /// It does not run.
-    fn memory(&self) -> Result<u64>;
+    fn memory(&self) -> Result<u64> {
+        Ok(measure::proportional(self.processes()?))
+    }
 }
 
 /// The name of a backend's subject: of its tenant, or of its group.

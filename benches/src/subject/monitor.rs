@@ -28,7 +28,7 @@ use super::tenant::used;
 use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Error, Result, failed, on, other};
 use crate::machine::begin;
-use crate::measure::{self, Spent, available, spend};
+use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
 /// How long a machine may take to shut down.
@@ -409,14 +409,14 @@ impl Subject for Monitor {
         used(&self.group)
     }
 
-    fn exits(&self) -> Result<u64> {
+    fn monitor(&self) -> Result<Option<i32>> {
         let running = self.running.borrow();
         let running = running.as_ref().ok_or_else(|| self.is_not_running())?;
-        measure::exits(running.monitor.id().cast_signed())
+        Ok(Some(running.monitor.id().cast_signed()))
     }
 
-    fn memory(&self) -> Result<u64> {
-        Ok(measure::proportional(self.group.processes()))
+    fn processes(&self) -> Result<Vec<i32>> {
+        Ok(self.group.processes())
     }
 }
 

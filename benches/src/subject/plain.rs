@@ -15,7 +15,7 @@ use super::tenant::used;
 use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Result, failed, on, other};
 use crate::machine::{begin, said};
-use crate::measure::{self, Spent, available, spend};
+use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
 /// As much as tenants have.
@@ -182,12 +182,8 @@ impl Subject for Plain {
         used(&self.group)
     }
 
-    fn exits(&self) -> Result<u64> {
-        Ok(0)
-    }
-
-    fn memory(&self) -> Result<u64> {
-        Ok(measure::proportional(self.group.processes()))
+    fn processes(&self) -> Result<Vec<i32>> {
+        Ok(self.group.processes())
     }
 }
 

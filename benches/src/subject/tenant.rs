@@ -10,7 +10,7 @@ use fief::store::{State, Store};
 use super::{Backend, Crowd, Network, PROBE, Subject};
 use crate::error::{Error, Result, failed, other};
 use crate::machine::{begin, fief, said};
-use crate::measure::{self, Spent, available, spend};
+use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
 /// The group of those who start and stop tenants.
@@ -203,14 +203,12 @@ impl Subject for Tenant {
         used(&Group::of(&tenant))
     }
 
-    fn exits(&self) -> Result<u64> {
-        match (&self.backend, self.running()?.1.monitor) {
-            (Backend::Vm, Some(monitor)) => measure::exits(monitor.pid),
-            _ => Ok(0),
-        }
+    fn monitor(&self) -> Result<Option<i32>> {
+        let monitor = self.running()?.1.monitor.map(|monitor| monitor.pid);
+        Ok(monitor.filter(|_| self.backend == Backend::Vm))
     }
 
-    fn memory(&self) -> Result<u64> {
+    fn processes(&self) -> Result<Vec<i32>> {
         let (tenant, state) = self.running()?;
         let mut pids = Group::of(&tenant).processes();
         if pids.is_empty() {
@@ -218,7 +216,7 @@ impl Subject for Tenant {
             pids = vec![state.shim_pid];
             pids.extend(state.monitor.map(|monitor| monitor.pid));
         }
-        Ok(measure::proportional(pids))
+        Ok(pids)
     }
 }
 

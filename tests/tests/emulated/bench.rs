@@ -146,6 +146,51 @@ fn what_tenants_send_reaches_the_network_of_the_measurement() {
 }
 
 #[test]
+fn what_tenants_read_and_reach_of_the_hosts_kernel_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let figures = directory.path().join("figures.json");
+    let line = "bench --only leaks,surface --runs 1 --image busybox --backends container,host";
+    let mut bench = fief(line.split(' '));
+    bench.arg("--json").arg(&figures);
+    let bench = bench.stdout(Stdio::piped()).spawn().unwrap();
+    let said = Said::from(end_of(bench, "fief bench"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let figure = |experiment, figure| {
+        ["container", "host"].map(|backend| median(&report, experiment, figure, backend))
+    };
+    // The control: what is the same kernel's tells of everybody, by name.
+    let [container, host] = figure("leaks", "channels");
+    assert!(0.0 < container && container <= host, "{container}, {host}");
+    let notes = &named(&report["experiments"], "leaks")["notes"];
+    let note = |backend: &str| notes[backend].as_str().unwrap();
+    for channel in ["/proc/locks", "/proc/meminfo", "/proc/stat"] {
+        assert!(note("host").contains(channel), "{notes}");
+    }
+    // It sees its own process namespace's locks alone.
+    assert!(!note("container").contains("/proc/locks"), "{notes}");
+    assert!(said.out.contains(note("host")), "{}", said.out);
+
+    // Both make the same calls to the same kernel; nobody works for the host.
+    let [container, host] = figure("surface", "calls");
+    assert!(
+        20.0 < host && (container - host).abs() < 3.0,
+        "{container}, {host}"
+    );
+    let [container, host] = figure("surface", "functions");
+    assert!(host > 500.0 && container > 500.0, "{container}, {host}");
+    for name in ["calls-for", "functions-for"] {
+        let [container, host] = figure("surface", name);
+        assert!(
+            container > 0.0 && host == 0.0,
+            "{name}: {container}, {host}"
+        );
+    }
+    let [container, host] = figure("surface", "allowed");
+    assert!(250.0 < container && container < host, "{container}, {host}");
+}
+
+#[test]
 fn one_that_is_interrupted_tells_what_it_finished_and_leaves_no_tenant() {
     fief_tests::host();
     let program = std::fs::read(binary("fief-bench")).unwrap();

@@ -86,6 +86,7 @@ fn hostile(clock: Clock) -> Report {
         outcome.name.clone_from(&bad);
         outcome.title.clone_from(&bad);
         outcome.failed.insert(Backend::Container, bad.clone());
+        outcome.notes.insert(Backend::Vm, bad.clone());
         for series in &mut outcome.figures {
             series.title.clone_from(&bad);
         }
@@ -105,6 +106,7 @@ fn hostile(clock: Clock) -> Report {
         title: String::new(),
         figures: Vec::new(),
         failed: Default::default(),
+        notes: Default::default(),
     });
     report
 }
@@ -125,6 +127,7 @@ fn each_figure_and_failure_is_there_with_its_unit_runs_and_exits() {
         "host 505 instr * unstable 3 runs 20 % apart",
         "vm 3.00 MiB 1 run",
         "host not measured",
+        "vm : of 3 pages: a, b",
         "container was not measured: no runtime",
         "FIEF_HOST=emulated fief bench --only memory --runs 3 --image debian",
         "1 1000 500 2000 500 2 0",
