@@ -185,22 +185,22 @@ for file in 1 2 3 4 5 6 7 8 9 10; do head -c 20000 /bin/bash > usr/share/measure
 dpkg-deb --root-owner-group --build . /var/tmp/measured.deb";
 
 /// Different things that are counted.
-const fn number(name: &'static str, title: &'static str) -> Figure {
+const fn count(name: &'static str, title: &'static str) -> Figure {
     Figure {
         name,
         title,
-        unit: Unit::Number,
+        unit: Unit::Count,
     }
 }
 
-const LEAKS: &[Figure] = &[number("channels", "channels that tell of a neighbour")];
+const LEAKS: &[Figure] = &[count("channels", "channels that tell of a neighbour")];
 
 const SURFACE: &[Figure] = &[
-    number("calls", "host system calls by the tenant"),
-    number("calls-for", "host system calls by others for it"),
-    number("allowed", "host system calls allowed"),
-    number("functions", "host kernel functions by the tenant"),
-    number("functions-for", "host kernel functions by others for it"),
+    count("calls", "host system calls by the tenant"),
+    count("calls-for", "host system calls by others for it"),
+    count("allowed", "host system calls allowed"),
+    count("functions", "host kernel functions by the tenant"),
+    count("functions-for", "host kernel functions by others for it"),
 ];
 
 pub static ALL: &[Experiment] = &[

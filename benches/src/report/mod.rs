@@ -40,6 +40,8 @@ pub enum Unit {
     Time,
     Bytes,
     Number,
+    /// Things that were counted.
+    Count,
     /// Of 100; all: it did not survive.
     Percent,
     /// 1: yes, which is bad; 0: no.
@@ -110,7 +112,7 @@ pub struct Series {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Values {
     pub median: f64,
-    /// Greatest less least, as a part of the median.
+    /// Greatest less least, as a part of the median; of two runs at least.
     pub spread: Option<f64>,
     /// It is of instructions, and they differ by more than 5 %.
     pub unstable: bool,
@@ -300,6 +302,7 @@ pub fn show(value: f64, unit: Unit, clock: Clock) -> String {
             (1024.0 * 1024.0 * 1024.0, "GiB"),
         ]),
         (Unit::Number, _) => scaled(&[(1.0, "")]),
+        (Unit::Count, _) => format!("{value:.0}"),
         (Unit::Percent, _) if value >= 100.0 => "did not survive".to_owned(),
         (Unit::Percent, _) => format!("{value:.0} %"),
         (Unit::Answer, _) if value >= 1.0 => "yes".to_owned(),
@@ -321,7 +324,7 @@ pub fn step(unit: Unit, clock: Clock) -> &'static str {
         (Unit::Time, Clock::Instructions) => "instructions",
         (Unit::Bytes, _) => "bytes",
         (Unit::Percent, _) => "percent",
-        (Unit::Number | Unit::Answer, _) => "",
+        (Unit::Number | Unit::Count | Unit::Answer, _) => "",
     }
 }
 

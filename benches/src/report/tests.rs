@@ -113,6 +113,7 @@ fn numbers_are_short_and_have_their_unit() {
         "3.50 MiB"
     );
     assert_eq!(show(0.004, Unit::Number, Clock::Seconds), "0.00");
+    assert_eq!(show(17.0, Unit::Count, Clock::Seconds), "17");
     assert_eq!(show(-5.0, Unit::Time, Clock::Seconds), "-5.00 ns");
 }
 
