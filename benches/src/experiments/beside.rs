@@ -1,6 +1,7 @@
 //! A subject and its neighbour of the same kind: what the one feels of what the other does.
 
 use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
 
 use super::{Bound, Repeated};
 use crate::error::{Error, Result};
@@ -8,13 +9,17 @@ use crate::report::Clock;
 use crate::runner;
 use crate::subject::{PROBE, Subject};
 
+/// Far more than an attempt takes where it can be done.
+const SOON: Duration = Duration::from_secs(3);
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// A neighbour's doing. The script prints a line when it is under way.
 #[derive(Debug, Clone, Copy)]
 pub struct Hog(pub &'static str);
 
 impl Hog {
-    /// Does `work` while a neighbour goes on with it.
-    fn during<T>(self, subject: &dyn Subject, work: impl FnOnce() -> T) -> Result<T> {
+    /// Does `work`, which is given the neighbour, while that goes on with it.
+    fn during<T>(self, subject: &dyn Subject, work: impl FnOnce(&dyn Subject) -> T) -> Result<T> {
         let neighbour = subject.neighbour()?;
         if runner::is_stopped() {
             return Err(Error::Other("broken off".to_owned()));
@@ -25,7 +30,7 @@ impl Hog {
             // It may have ended the neighbour: then nothing is said, and that is what is measured.
             let _ = BufReader::new(said).read_line(&mut String::new());
         }
-        let done = work();
+        let done = work(neighbour.as_ref());
         // Whatever it did to itself.
         neighbour.kill();
         let _ = doing.kill();
@@ -48,7 +53,7 @@ pub fn lost(
 ) -> Result<Vec<f64>> {
     let time = || Ok::<f64, Error>(work.run(count, subject, clock)?[1]);
     let alone = time()?;
-    let beside = hog.during(subject, time)?;
+    let beside = hog.during(subject, |_| time())?;
     Ok(vec![match beside {
         Ok(beside) => (1.0 - alone / beside) * 100.0,
         Err(error) => {
@@ -58,7 +63,8 @@ pub fn lost(
     }])
 }
 
-/// Whether the subject can no longer do something that it could before: 1 or 0.
+/// Whether the subject can no longer do something that it could before: 1 or 0; and whether the neighbour itself cannot, by which
+/// one sees that there was something to be hurt by.
 ///
 /// # Errors
 /// It could not before, or the bound cannot be set.
@@ -69,14 +75,35 @@ pub fn hurt(
     subject: &dyn Subject,
 ) -> Result<Vec<f64>> {
     let attempt = attempt.replace("PROBE", PROBE);
-    let attempts = || subject.run(&["sh", "-ec", &attempt]);
+    let attempt = ["sh", "-ec", &attempt];
     let _lowered = bound.map(Bound::lower).transpose()?;
-    attempts()?;
-    let beside = hog.during(subject, attempts)?;
+    subject.run(&attempt)?;
+    let (beside, itself) = hog.during(subject, |neighbour| {
+        (subject.run(&attempt), can(neighbour, &attempt))
+    })?;
     if let Err(error) = &beside {
         tell(subject, error);
     }
-    Ok(vec![f64::from(u8::from(beside.is_err()))])
+    let answer = |yes| f64::from(u8::from(yes));
+    Ok(vec![answer(beside.is_err()), answer(!itself)])
+}
+
+/// Whether a subject can do something, and soon: what it does besides may be all that it still does.
+fn can(subject: &dyn Subject, attempt: &[&str]) -> bool {
+    let Ok(mut doing) = subject.begin(attempt) else {
+        return false;
+    };
+    let deadline = Instant::now() + SOON;
+    let ended = loop {
+        match doing.try_wait() {
+            Ok(Some(status)) => break status.success(),
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(GLANCE),
+            _ => break false,
+        }
+    };
+    let _ = doing.kill();
+    let _ = doing.wait();
+    ended
 }
 
 /// That something was harmed is a figure. How, is for whoever looks on.

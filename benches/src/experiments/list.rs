@@ -44,6 +44,12 @@ const HURT: Figure = Figure {
     title: "is hurt",
     unit: Unit::Answer,
 };
+/// The control: whoever takes all that it can have has no more itself.
+const ITSELF: Figure = Figure {
+    name: "itself",
+    title: "the neighbour itself is",
+    unit: Unit::Answer,
+};
 
 /// How many are started at once.
 const CROWD: usize = 10;
@@ -121,7 +127,7 @@ const fn exhausted(
     Experiment {
         name,
         title,
-        figures: &[HURT],
+        figures: &[HURT, ITSELF],
         needs_running: true,
         network: Network::None,
         harms: true,
