@@ -26,6 +26,20 @@ fn median(report: &Value, experiment: &str, figure: &str, backend: &str) -> f64 
         .unwrap_or_else(|| panic!("{backend}: {experiment}"))
 }
 
+/// One run of experiments, in a container and on the host: what was said, and the report.
+fn measured(experiments: &str) -> (Said, Value) {
+    let directory = tempfile::tempdir().unwrap();
+    let figures = directory.path().join("figures.json");
+    let line = "bench --runs 1 --image busybox --backends container,host --only";
+    let mut bench = fief(line.split(' '));
+    bench.arg(experiments).arg("--json").arg(&figures);
+    let bench = bench.stdout(Stdio::piped()).spawn().unwrap();
+    let said = Said::from(end_of(bench, "fief bench"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    (said, report)
+}
+
 #[test]
 fn machines_containers_and_the_host_are_compared_and_harm_nobody() {
     let directory = tempfile::tempdir().unwrap();
@@ -126,15 +140,7 @@ fn another_monitor_is_compared_and_what_is_none_is_told() {
 
 #[test]
 fn what_tenants_send_reaches_the_network_of_the_measurement() {
-    let directory = tempfile::tempdir().unwrap();
-    let figures = directory.path().join("figures.json");
-    let line = "bench --only tcp,noisy-send,exhaust-conntrack --runs 1 --image busybox --backends container,host";
-    let mut bench = fief(line.split(' '));
-    bench.arg("--json").arg(&figures);
-    let bench = bench.stdout(Stdio::piped()).spawn().unwrap();
-    let said = Said::from(end_of(bench, "fief bench"));
-    assert_eq!(said.code, Some(0), "{said:?}");
-    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let (_, report) = measured("tcp,noisy-send,exhaust-conntrack");
     let figure = |experiment, figure, backend| median(&report, experiment, figure, backend);
     // A container's packets are forwarded, the host's own are not.
     assert!(figure("tcp", "cpu", "container") > figure("tcp", "cpu", "host"));
@@ -149,15 +155,7 @@ fn what_tenants_send_reaches_the_network_of_the_measurement() {
 
 #[test]
 fn what_tenants_read_and_reach_of_the_hosts_kernel_is_counted() {
-    let directory = tempfile::tempdir().unwrap();
-    let figures = directory.path().join("figures.json");
-    let line = "bench --only leaks,surface --runs 1 --image busybox --backends container,host";
-    let mut bench = fief(line.split(' '));
-    bench.arg("--json").arg(&figures);
-    let bench = bench.stdout(Stdio::piped()).spawn().unwrap();
-    let said = Said::from(end_of(bench, "fief bench"));
-    assert_eq!(said.code, Some(0), "{said:?}");
-    let report = json(&std::fs::read_to_string(&figures).unwrap());
+    let (said, report) = measured("leaks,surface");
     let figure = |experiment, figure| {
         ["container", "host"].map(|backend| median(&report, experiment, figure, backend))
     };
