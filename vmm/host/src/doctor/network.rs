@@ -5,8 +5,14 @@ use std::path::Path;
 
 use super::{Check, Health, program};
 
-/// Kernel modules: links of tenants, and what passes frames on to their taps.
-const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_matchall", "act_mirred"];
+/// Kernel modules: links of tenants, what passes frames on to their taps, and what counts their connections.
+const MODULES: [&str; 5] = [
+    "veth",
+    "sch_ingress",
+    "cls_matchall",
+    "act_mirred",
+    "nft_connlimit",
+];
 
 /// What limits a container's network. A monitor does that itself.
 const RATES: &str = "sch_tbf";
@@ -98,7 +104,7 @@ mod tests {
     fn a_module_counts_whether_it_is_loaded_built_in_or_a_file() {
         let files = "kernel/net/sched/cls_matchall.ko.xz:\n\
                      kernel/net/sched/act_mirred.ko: kernel/x/other.ko\n\
-                     kernel/drivers/net/veth.ko\nkernel/y/my_sch_ingress.ko: kernel/net/sch_ingress.ko\n";
+                     kernel/drivers/net/veth.ko\nkernel/net/netfilter/nft_connlimit.ko\nkernel/y/my_sch_ingress.ko: kernel/net/sch_ingress.ko\n";
         let check = |loaded: &str| links(files, |name| name == loaded, Health::Missing);
         assert_eq!(check("sch_ingress").health, Health::Ok);
         let without = check("");
