@@ -487,7 +487,10 @@ pub static ALL: &[Experiment] = &[
         ..exhausted(
             "crash-kernel",
             "a neighbour crashes its kernel, where it has the right to",
-            "echo; echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000",
+            // Not every kernel has the key; every kernel can be told to end when memory does.
+            "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger
+             echo 2 > /proc/sys/vm/panic_on_oom && PROBE exhaust memory
+             echo; sleep 1000",
             "PROBE probe fork 5",
         )
     },
