@@ -409,7 +409,7 @@ fn an_agent_without_descriptors_left_waits_idly_and_then_serves() {
         // utime and stime (proc_pid_stat(5)), 100 in a second.
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
-    // The session above may be there for a moment yet.
+    // It has more open already.
     limit(3);
     let before = ticks();
     let waiting = connect_unix(&agent.socket(), deadline()).unwrap();
