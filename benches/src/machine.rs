@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -53,14 +54,39 @@ pub fn said(command: &mut Command) -> Result<String> {
     })
 }
 
+/// A command that has begun, and is ended when this goes.
+#[derive(Debug)]
+pub struct Begun(Child);
+
+impl Deref for Begun {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Begun {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Begins a command whose output can be read.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn begin(command: &mut Command) -> Result<Child> {
+pub fn begin(command: &mut Command) -> Result<Begun> {
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let child = command.stdout(Stdio::piped()).spawn();
-    child.map_err(failed("begin a command"))
+    child.map(Begun).map_err(failed("begin a command"))
 }
 
 /// Has `handler` called when somebody asks this process to end: by Ctrl-C, by kill(1), or by the end of the terminal.

@@ -33,8 +33,6 @@ impl Hog {
         let done = work(neighbour.as_ref());
         // Whatever it did to itself.
         neighbour.kill();
-        let _ = doing.kill();
-        let _ = doing.wait();
         Ok(done)
     }
 }
@@ -94,16 +92,13 @@ fn can(subject: &dyn Subject, attempt: &[&str]) -> bool {
         return false;
     };
     let deadline = Instant::now() + SOON;
-    let ended = loop {
+    loop {
         match doing.try_wait() {
-            Ok(Some(status)) => break status.success(),
+            Ok(Some(status)) => return status.success(),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(GLANCE),
-            _ => break false,
+            _ => return false,
         }
-    };
-    let _ = doing.kill();
-    let _ = doing.wait();
-    ended
+    }
 }
 
 /// That something was harmed is a figure. How, is for whoever looks on.

@@ -58,8 +58,7 @@ pub fn leaks(subject: &dyn Subject) -> Result<Found> {
         std::thread::sleep(ROUND.saturating_sub(begun.elapsed()));
         let late = begun.elapsed() > ROUND.mul_f64(1.0 + NOTABLE / 2.0);
         let beside = sample();
-        let _ = doing.kill();
-        let _ = doing.wait();
+        drop(doing);
         std::thread::sleep(SETTLE);
         if !works {
             let why = "the neighbour could not do its work (files, memory, processes, a loopback network), or not in time";

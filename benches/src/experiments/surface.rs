@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, failed};
 use crate::filter;
+use crate::machine::Begun;
 use crate::subject::{PREFIX, PROBE, Subject};
 use crate::tracing::{self, Tracer};
 
@@ -165,7 +165,7 @@ const FUNCTIONS: Recording = Recording {
 
 /// The work, under way in a subject.
 struct Work {
-    doing: RefCell<Child>,
+    doing: RefCell<Begun>,
     /// How often it was done so far.
     rounds: Arc<AtomicU64>,
 }
@@ -240,13 +240,5 @@ impl Work {
             }
         }
         Ok(numbers)
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let doing = self.doing.get_mut();
-        let _ = doing.kill();
-        let _ = doing.wait();
     }
 }

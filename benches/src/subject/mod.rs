@@ -6,14 +6,13 @@ pub mod peer;
 mod plain;
 mod tenant;
 
-use std::process::Child;
-
 use clap::ValueEnum;
 use fief::cgroup::{Group, Settings};
 use fief::spec::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::machine::Begun;
 use crate::measure::{self, Spent};
 use crate::runner::Order;
 
@@ -152,11 +151,11 @@ pub trait Subject {
     /// Ends it at once.
     fn kill(&self);
 
-    /// Begins a command in it, whose output can be read.
+    /// Begins a command in it, whose output can be read, and which is ended when what is returned goes.
     ///
     /// # Errors
     /// It cannot be started.
-    fn begin(&self, words: &[&str]) -> Result<Child>;
+    fn begin(&self, words: &[&str]) -> Result<Begun>;
 
     /// What it and its monitor logged last, if anything: for whoever looks into a failure.
     fn last_words(&self) -> String {

@@ -27,7 +27,7 @@ use super::plain::DISK;
 use super::tenant::used;
 use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Error, Result, failed, on, other};
-use crate::machine::begin;
+use crate::machine::{Begun, begin};
 use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
@@ -375,7 +375,7 @@ impl Subject for Monitor {
         self.group.end_processes();
     }
 
-    fn begin(&self, words: &[&str]) -> Result<Child> {
+    fn begin(&self, words: &[&str]) -> Result<Begun> {
         let mut command = Command::new(std::env::current_exe().unwrap_or_default());
         command.current_dir(self.directory.path());
         begin(command.args(["inside", VSOCK_SOCKET, "--"]).args(words))

@@ -1,11 +1,11 @@
 //! Whom subjects talk to: a network of its own on this machine, to which packets are forwarded as to a neighbour on the LAN.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command};
+use std::process::Command;
 
 use super::{PROBE, Plain};
 use crate::error::{Error, Result};
-use crate::machine::{begin, said};
+use crate::machine::{Begun, begin, said};
 use crate::runner::Order;
 
 /// The network namespace, and the group of those who answer in it.
@@ -24,7 +24,7 @@ const TRACK: &str = "add table inet fief_bench; add chain inet fief_bench out { 
 #[derive(Debug)]
 pub struct Outside {
     files: Plain,
-    serving: Vec<Child>,
+    serving: Vec<Begun>,
 }
 
 impl Outside {
@@ -71,7 +71,7 @@ impl Outside {
         Ok(made)
     }
 
-    fn begin(&self, words: &[&str]) -> Result<Child> {
+    fn begin(&self, words: &[&str]) -> Result<Begun> {
         begin(&mut self.files.command(Some(NAME), words))
     }
 }
@@ -86,10 +86,7 @@ fn remove() {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        for one in &mut self.serving {
-            let _ = one.kill();
-            let _ = one.wait();
-        }
+        self.serving.clear();
         remove();
     }
 }

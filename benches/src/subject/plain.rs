@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use fief::cgroup::Group;
 use fief::spec::Bytes;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::tenant::used;
 use super::{Backend, Crowd, PROBE, Subject};
 use crate::error::{Result, failed, on, other};
-use crate::machine::{begin, said};
+use crate::machine::{Begun, begin, said};
 use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
@@ -170,7 +170,7 @@ impl Subject for Plain {
         self.group.end_processes();
     }
 
-    fn begin(&self, words: &[&str]) -> Result<Child> {
+    fn begin(&self, words: &[&str]) -> Result<Begun> {
         begin(&mut self.command(None, words))
     }
 

@@ -1,7 +1,7 @@
 //! A tenant, driven by `fief` on the command line as a user does.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use fief::cgroup::Group;
 use fief::spec::Bytes;
@@ -9,7 +9,7 @@ use fief::store::{State, Store};
 
 use super::{Backend, Crowd, Network, PROBE, Subject};
 use crate::error::{Error, Result, failed, other};
-use crate::machine::{begin, fief, said};
+use crate::machine::{Begun, begin, fief, said};
 use crate::measure::{Spent, available, spend};
 use crate::runner::Order;
 
@@ -184,7 +184,7 @@ impl Subject for Tenant {
         kill(&self.name);
     }
 
-    fn begin(&self, words: &[&str]) -> Result<Child> {
+    fn begin(&self, words: &[&str]) -> Result<Begun> {
         begin(fief(["exec", &self.name, "--"]).args(words))
     }
 
