@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::root::Slots;
+use super::root::{Place, Slots};
 use crate::bus::BusDevice;
 
 /// ECAM of one bus (PCIe 5.0 §7.2.2): offset bits 19–15 device, 14–12 function, 11–0 register.
@@ -12,23 +12,23 @@ pub(super) struct Ecam(pub(super) Arc<Slots>);
 impl BusDevice for Ecam {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match decode(offset) {
-            Some((device, register)) => self.0.read(device, register, data),
+            Some((place, register)) => self.0.read(place, register, data),
             None => data.fill(0xFF),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((device, register)) = decode(offset) {
-            self.0.write(device, register, data);
+        if let Some((place, register)) = decode(offset) {
+            self.0.write(place, register, data);
         }
     }
 }
 
-/// Device and register of an ECAM offset, if it is one of a function 0.
-fn decode(offset: u64) -> Option<(u8, u16)> {
-    let device = u8::try_from(offset >> 15).ok()?;
+/// Place and register of an ECAM offset.
+fn decode(offset: u64) -> Option<(Place, u16)> {
+    let place = Place::from_byte(u8::try_from(offset >> 12).ok()?);
     let register = u16::try_from(offset & 0xFFF).ok()?;
-    (offset >> 12 & 7 == 0).then_some((device, register))
+    Some((place, register))
 }
 
 /// CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2).
@@ -44,14 +44,15 @@ const ENABLE: u32 = 1 << 31;
 const ADDRESS_MASK: u32 = ENABLE | 0x00FF_FFFC;
 
 impl ConfigPorts {
-    /// Bus, device and register that `offset` (4–7) of the port range leads to.
-    fn target(&self, offset: u64) -> Option<(&Slots, u8, u16)> {
+    /// Bus, place and register that `offset` (4–7) of the port range leads to.
+    fn target(&self, offset: u64) -> Option<(&Slots, Place, u16)> {
         let address = self.address.load(Ordering::Acquire);
         let [register, device_function, bus, _] = address.to_le_bytes();
         let byte = u16::try_from(offset.checked_sub(4)?).ok()?;
-        let selected = address & ENABLE != 0 && device_function & 7 == 0;
-        let bus = self.buses.get(usize::from(bus)).filter(|_| selected)?;
-        Some((bus, device_function >> 3, u16::from(register) + byte))
+        let enabled = address & ENABLE != 0;
+        let bus = self.buses.get(usize::from(bus)).filter(|_| enabled)?;
+        let place = Place::from_byte(device_function);
+        Some((bus, place, u16::from(register) + byte))
     }
 }
 
@@ -62,7 +63,7 @@ impl BusDevice for ConfigPorts {
             (0, _) if data.len() == 4 => {
                 data.copy_from_slice(&self.address.load(Ordering::Acquire).to_le_bytes());
             }
-            (_, Some((bus, device, register))) if within => bus.read(device, register, data),
+            (_, Some((bus, place, register))) if within => bus.read(place, register, data),
             _ => data.fill(0xFF),
         }
     }
@@ -72,9 +73,9 @@ impl BusDevice for ConfigPorts {
         if let (0, Ok(value)) = (offset, <[u8; 4]>::try_from(data)) {
             let address = u32::from_le_bytes(value) & ADDRESS_MASK;
             self.address.store(address, Ordering::Release);
-        } else if let (Some((bus, device, register)), true) = (self.target(offset), data.len() <= 4)
+        } else if let (Some((bus, place, register)), true) = (self.target(offset), data.len() <= 4)
         {
-            bus.write(device, register, data);
+            bus.write(place, register, data);
         }
     }
 }

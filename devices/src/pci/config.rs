@@ -1,6 +1,6 @@
 //! Configuration space of a function: bytes, what the guest may write of them, BARs and the capability list.
 
-use super::bar::{BAR_COUNT, Bar, BarKind, Window};
+use super::bar::{BAR_COUNT, Bar, BarKind, PLACES, ROM_BAR, Window};
 
 /// Offsets in a type 0 header (PCI 3.0 §6.1).
 pub mod register {
@@ -14,8 +14,10 @@ pub mod register {
     pub const BAR0: u16 = 0x10;
     pub const SUBSYSTEM_VENDOR: u16 = 0x2C;
     pub const SUBSYSTEM: u16 = 0x2E;
+    pub const ROM: u16 = 0x30;
     pub const CAPABILITIES: u16 = 0x34;
     pub const INTERRUPT_LINE: u16 = 0x3C;
+    pub const INTERRUPT_PIN: u16 = 0x3D;
 }
 
 /// Command register: respond to I/O accesses.
@@ -26,6 +28,12 @@ pub const COMMAND_MEMORY: u16 = 1 << 1;
 pub const COMMAND_MASTER: u16 = 1 << 2;
 /// Command register: no INTx.
 pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+
+/// Header type: the device has more than one function.
+pub const HEADER_MULTI_FUNCTION: u8 = 1 << 7;
+
+/// Expansion ROM register: respond to accesses.
+const ROM_ENABLE: u32 = 1;
 
 /// Status register: there is a capability list.
 const STATUS_CAPABILITIES: u16 = 1 << 4;
@@ -68,7 +76,7 @@ pub struct ConfigSpace {
     bytes: Vec<u8>,
     /// Ones where the guest may write.
     writable: Vec<u8>,
-    bars: [Option<Bar>; BAR_COUNT as usize],
+    bars: [Option<Bar>; PLACES],
     /// Where the pointer to the next capability goes.
     capability_link: u16,
     next_capability: u16,
@@ -80,7 +88,7 @@ impl ConfigSpace {
         let mut space = Self {
             bytes: vec![0; CONVENTIONAL],
             writable: vec![0; CONVENTIONAL],
-            bars: [None; BAR_COUNT as usize],
+            bars: [None; PLACES],
             capability_link: register::CAPABILITIES,
             next_capability: FIRST_CAPABILITY,
         };
@@ -106,7 +114,7 @@ impl ConfigSpace {
         self.writable.resize(EXTENDED, 0);
     }
 
-    /// Declares BAR `index`. Its address is 0 until the root places it.
+    /// Declares BAR `index`, or the expansion ROM as [`ROM_BAR`]. Its address is 0 until the root places it.
     ///
     /// # Errors
     /// The size does not go with the kind, or the registers are taken or do not exist.
@@ -118,7 +126,13 @@ impl ConfigSpace {
         let last = index.saturating_add(u8::from(wide));
         let taken_after = wide && self.bar(last).is_some();
         let slot = self.bars.get_mut(usize::from(index)).ok_or(error)?;
-        if !bar.is_valid() || last >= BAR_COUNT || taken_before || taken_after || slot.is_some() {
+        let is_rom = bar.kind == BarKind::Rom;
+        let exists = if is_rom {
+            index == ROM_BAR
+        } else {
+            last < BAR_COUNT
+        };
+        if !bar.is_valid() || !exists || taken_before || taken_after || slot.is_some() {
             return Err(error);
         }
         *slot = Some(bar);
@@ -129,9 +143,12 @@ impl ConfigSpace {
         if wide {
             self.allow(at + 4, &mask_high.to_le_bytes());
         }
+        if is_rom {
+            self.allow(at, &ROM_ENABLE.to_le_bytes());
+        }
         let enable = match bar.kind {
             BarKind::Io => COMMAND_IO,
-            BarKind::Memory32 | BarKind::Memory64 => COMMAND_MEMORY,
+            BarKind::Memory32 | BarKind::Memory64 | BarKind::Rom => COMMAND_MEMORY,
         };
         self.allow(register::COMMAND, &enable.to_le_bytes());
         Ok(())
@@ -217,7 +234,7 @@ impl ConfigSpace {
         let low = u64::from(self.dword(bar_register(index)));
         let high = match bar.kind {
             BarKind::Memory64 => u64::from(self.dword(bar_register(index) + 4)),
-            BarKind::Io | BarKind::Memory32 => 0,
+            BarKind::Io | BarKind::Memory32 | BarKind::Rom => 0,
         };
         Some((high << 32 | low) & !bar.flag_mask())
     }
@@ -237,10 +254,13 @@ impl ConfigSpace {
         let bar = self.bar(index)?;
         let (space, enable) = match bar.kind {
             BarKind::Io => (BarSpace::Io, COMMAND_IO),
-            BarKind::Memory32 | BarKind::Memory64 => (BarSpace::Memory, COMMAND_MEMORY),
+            BarKind::Memory32 | BarKind::Memory64 | BarKind::Rom => {
+                (BarSpace::Memory, COMMAND_MEMORY)
+            }
         };
         let address = self.bar_address(index)?;
-        (self.command() & enable != 0).then_some((space, address))
+        let answers = bar.kind != BarKind::Rom || self.dword(register::ROM) & ROM_ENABLE != 0;
+        (answers && self.command() & enable != 0).then_some((space, address))
     }
 
     /// The bytes, for a snapshot.
@@ -286,9 +306,12 @@ impl BarSpace {
     }
 }
 
-/// Offset of the (low) register of BAR `index`, which is below [`BAR_COUNT`].
+/// Offset of the (low) register of BAR `index`, or of the expansion ROM's.
 fn bar_register(index: u8) -> u16 {
-    register::BAR0 + 4 * u16::from(index)
+    match index {
+        ROM_BAR => register::ROM,
+        _ => register::BAR0 + 4 * u16::from(index),
+    }
 }
 
 /// Low and high dword.

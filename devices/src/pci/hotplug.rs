@@ -70,13 +70,22 @@ impl HotPlug {
         }
     }
 
-    /// Puts `function` into a free slot of the running machine, tells the guest, and returns the slot.
+    /// Puts a device of one function into a free slot of the running machine, tells the guest, and returns the slot.
     ///
     /// # Errors
     /// No slot or no room for a BAR is left.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
+        self.add_device(vec![(0, function)])
+    }
+
+    /// Puts a device with these functions, by number, into a free slot of the running machine, tells the guest, and returns
+    /// the slot.
+    ///
+    /// # Errors
+    /// See [`PciRoot::add_device`].
+    pub fn add_device(&self, functions: Vec<(u8, Arc<dyn PciFunction>)>) -> Result<u8, PciError> {
         let mut slots = self.lock();
-        let slot = self.bus.add(function)?;
+        let slot = self.bus.add_device(functions)?;
         slots.up |= bit(slot);
         slots.down &= !bit(slot);
         slots.asked &= !bit(slot);

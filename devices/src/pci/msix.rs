@@ -14,6 +14,10 @@ use super::capability;
 use super::config::{ConfigError, ConfigSpace};
 use crate::irq::{MsiAllocator, MsiMessage, MsiVector};
 
+mod table;
+
+pub use table::{Entry, Table, read_pending};
+
 /// Bytes of a table entry.
 pub const ENTRY_SIZE: u16 = 16;
 
@@ -21,18 +25,18 @@ pub const ENTRY_SIZE: u16 = 16;
 pub const MAX_VECTORS: u16 = 2048;
 
 /// Message control: MSI-X is on.
-const CONTROL_ENABLE: u16 = 1 << 15;
+pub const CONTROL_ENABLE: u16 = 1 << 15;
 /// Message control: all vectors are masked.
-const CONTROL_MASK_ALL: u16 = 1 << 14;
+pub const CONTROL_MASK_ALL: u16 = 1 << 14;
 /// Offset of message control in the capability.
-const CONTROL_OFFSET: u16 = 2;
+pub const CONTROL_OFFSET: u16 = 2;
 /// Vector control: masked.
 const ENTRY_MASKED: u32 = 1;
 
 /// The MSI-X vectors of a function.
 pub struct Msix {
     vectors: Vec<Vector>,
-    /// Copy of [`Registers::control`]'s enable bit for threads that take no lock.
+    /// Copy of the table's enable bit for threads that take no lock.
     enabled: AtomicBool,
     registers: Mutex<Registers>,
 }
@@ -45,16 +49,9 @@ struct Vector {
 }
 
 struct Registers {
-    control: u16,
-    entries: Vec<Entry>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    message: MsiMessage,
-    masked: bool,
-    /// What the hypervisor was last given.
-    routed: Option<MsiMessage>,
+    table: Table,
+    /// What the hypervisor was last given, by vector.
+    routed: Vec<Option<MsiMessage>>,
 }
 
 /// State of MSI-X for a snapshot.
@@ -89,14 +86,6 @@ impl Msix {
                 "the allocator gave another number of MSI vectors",
             ));
         }
-        let masked = Entry {
-            message: MsiMessage {
-                address: 0,
-                data: 0,
-            },
-            masked: true,
-            routed: None,
-        };
         let vector = |line| Vector {
             line,
             masked: AtomicBool::new(true),
@@ -104,8 +93,8 @@ impl Msix {
         };
         Ok(Self {
             registers: Mutex::new(Registers {
-                control: 0,
-                entries: vec![masked; lines.len()],
+                table: Table::new(count),
+                routed: vec![None; lines.len()],
             }),
             vectors: lines.into_iter().map(vector).collect(),
             enabled: AtomicBool::new(false),
@@ -144,16 +133,14 @@ impl Msix {
         }
         let mut bytes = [0; 2];
         space.read(at + CONTROL_OFFSET, &mut bytes);
-        let control = u16::from_le_bytes(bytes) & (CONTROL_ENABLE | CONTROL_MASK_ALL);
         let mut registers = self.lock();
-        if registers.control == control {
+        if !registers.table.set_control(u16::from_le_bytes(bytes)) {
             return;
         }
-        registers.control = control;
-        let enabled = control & CONTROL_ENABLE != 0;
+        let enabled = registers.table.enabled();
         self.enabled.store(enabled, Ordering::SeqCst);
-        for (vector, entry) in self.vectors.iter().zip(&mut registers.entries) {
-            update(vector, entry, control);
+        for (index, vector) in self.vectors.iter().enumerate() {
+            update(vector, index, &mut registers);
             if !enabled {
                 vector.pending.store(false, Ordering::SeqCst);
             }
@@ -187,81 +174,32 @@ impl Msix {
 
     /// Reads the table.
     pub fn table_read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0xFF);
-        let Some((index, within)) = locate(offset) else {
-            return;
-        };
-        let registers = self.lock();
-        let Some(entry) = registers.entries.get(index) else {
-            return;
-        };
-        let bytes = entry_bytes(entry);
-        if let Some(source) = bytes.get(within..).and_then(|rest| rest.get(..data.len())) {
-            data.copy_from_slice(source);
-        }
+        self.lock().table.read(offset, data);
     }
 
     /// Writes the table. Only aligned accesses of four or eight bytes do anything (PCI 3.0 §6.8.2).
     pub fn table_write(&self, offset: u64, data: &[u8]) {
-        let Some((index, within)) = locate(offset) else {
-            return;
-        };
-        let aligned = matches!(data.len(), 4 | 8) && within % data.len() == 0;
         let mut registers = self.lock();
-        let control = registers.control;
-        let vector = self.vectors.get(index);
-        let entry = registers.entries.get_mut(index);
-        let (Some(vector), Some(entry), true) = (vector, entry, aligned) else {
-            return;
-        };
-        let mut bytes = entry_bytes(entry);
-        let Some(target) = bytes.get_mut(within..within + data.len()) else {
-            return;
-        };
-        target.copy_from_slice(data);
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
-        entry.message = MsiMessage {
-            address: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            data: u32::from_le_bytes([i, j, k, l]),
-        };
-        entry.masked = u32::from_le_bytes([m, n, o, p]) & ENTRY_MASKED != 0;
-        update(vector, entry, control);
+        let written = registers.table.write(offset, data);
+        let Some(index) = written else { return };
+        if let Some(vector) = self.vectors.get(index) {
+            update(vector, index, &mut registers);
+        }
     }
 
     /// Reads the pending bits; they are read-only.
     pub fn pba_read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0xFF);
-        let Ok(from) = usize::try_from(offset) else {
-            return;
-        };
-        let bits: Vec<u8> = self
-            .vectors
-            .chunks(64)
-            .flat_map(|chunk| {
-                let pending =
-                    |(n, v): (u32, &Vector)| u64::from(v.pending.load(Ordering::SeqCst)) << n;
-                let word: u64 = (0..).zip(chunk).map(pending).sum();
-                word.to_le_bytes()
-            })
-            .collect();
-        let source = bits.get(from..).and_then(|rest| rest.get(..data.len()));
-        if let Some(source) = source {
-            data.copy_from_slice(source);
-        }
+        let pending = |vector: &Vector| vector.pending.load(Ordering::SeqCst);
+        read_pending(self.vectors.iter().map(pending), offset, data);
     }
 
     /// Off, every vector masked and nothing pending, as after power-on.
     pub fn reset(&self) {
         let mut registers = self.lock();
-        registers.control = 0;
+        // The hypervisor keeps the routes, so those are not forgotten.
+        registers.table.reset();
         self.enabled.store(false, Ordering::SeqCst);
-        for (vector, entry) in self.vectors.iter().zip(&mut registers.entries) {
-            // The hypervisor keeps the route, so that is not forgotten.
-            entry.message = MsiMessage {
-                address: 0,
-                data: 0,
-            };
-            entry.masked = true;
+        for vector in &self.vectors {
             vector.masked.store(true, Ordering::SeqCst);
             vector.pending.store(false, Ordering::SeqCst);
         }
@@ -270,14 +208,14 @@ impl Msix {
     /// What a snapshot keeps.
     pub fn state(&self) -> MsixState {
         let registers = self.lock();
-        let pairs = self.vectors.iter().zip(&registers.entries);
+        let pairs = self.vectors.iter().zip(registers.table.entries());
         let entries = pairs.map(|(vector, entry)| MsixEntryState {
             message: entry.message,
             masked: entry.masked,
             pending: vector.pending.load(Ordering::SeqCst),
         });
         MsixState {
-            control: registers.control,
+            control: registers.table.control(),
             entries: entries.collect(),
         }
     }
@@ -294,16 +232,17 @@ impl Msix {
             ));
         }
         let mut registers = self.lock();
-        registers.control = state.control & (CONTROL_ENABLE | CONTROL_MASK_ALL);
-        let control = registers.control;
+        registers.table.set_control(state.control);
         self.enabled
-            .store(control & CONTROL_ENABLE != 0, Ordering::SeqCst);
-        let places = self.vectors.iter().zip(&mut registers.entries);
-        for ((vector, entry), saved) in places.zip(&state.entries) {
-            entry.message = saved.message;
-            entry.masked = saved.masked;
+            .store(registers.table.enabled(), Ordering::SeqCst);
+        for (index, (vector, saved)) in self.vectors.iter().zip(&state.entries).enumerate() {
+            let entry = Entry {
+                message: saved.message,
+                masked: saved.masked,
+            };
+            registers.table.set_entry(index, entry);
             vector.pending.store(saved.pending, Ordering::SeqCst);
-            update(vector, entry, control);
+            update(vector, index, &mut registers);
         }
         Ok(())
     }
@@ -316,11 +255,13 @@ impl Msix {
 }
 
 /// Makes `vector` behave as its registers say; called with them locked.
-fn update(vector: &Vector, entry: &mut Entry, control: u16) {
-    let wanted = control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE && !entry.masked;
-    if wanted && entry.routed != Some(entry.message) {
-        match vector.line.route(Some(entry.message)) {
-            Ok(()) => entry.routed = Some(entry.message),
+fn update(vector: &Vector, index: usize, registers: &mut Registers) {
+    let message = registers.table.deliverable(index);
+    if let (Some(message), Some(routed)) = (message, registers.routed.get_mut(index))
+        && *routed != Some(message)
+    {
+        match vector.line.route(Some(message)) {
+            Ok(()) => *routed = Some(message),
             Err(error) => {
                 tracing::error!("an MSI-X vector stays masked: cannot route it: {error}");
                 vector.masked.store(true, Ordering::SeqCst);
@@ -328,8 +269,8 @@ fn update(vector: &Vector, entry: &mut Entry, control: u16) {
             }
         }
     }
-    vector.masked.store(!wanted, Ordering::SeqCst);
-    if wanted {
+    vector.masked.store(message.is_none(), Ordering::SeqCst);
+    if message.is_some() {
         deliver_pending(vector);
     }
 }
@@ -344,20 +285,6 @@ fn deliver(vector: &Vector) {
     if let Err(error) = vector.line.trigger() {
         tracing::error!("cannot raise an MSI-X vector: {error}");
     }
-}
-
-/// Index of the entry at `offset` of the table, and the place in it.
-fn locate(offset: u64) -> Option<(usize, usize)> {
-    let offset = usize::try_from(offset).ok()?;
-    let size = usize::from(ENTRY_SIZE);
-    Some((offset / size, offset % size))
-}
-
-fn entry_bytes(entry: &Entry) -> [u8; ENTRY_SIZE as usize] {
-    let [a, b, c, d, e, f, g, h] = entry.message.address.to_le_bytes();
-    let [i, j, k, l] = entry.message.data.to_le_bytes();
-    let [m, n, o, p] = u32::from(entry.masked).to_le_bytes();
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::access::{ConfigPorts, Ecam};
-use super::bar::{BAR_COUNT, Bar, Window};
-use super::config::{ConfigSpace, register};
+use super::bar::{BAR_COUNT, Bar, PLACES, Window};
+use super::config::{ConfigSpace, HEADER_MULTI_FUNCTION, register};
 use super::window::{BarMap, BarWindow};
-use super::{PciFunction, SLOTS};
+use super::{FUNCTIONS, PciFunction, SLOTS};
 use crate::bus::BusDevice;
 
 /// Where the bus may put BARs, in guest-physical addresses and port numbers. A window may be empty.
@@ -53,6 +53,12 @@ pub enum PciError {
     /// The slot is taken or does not exist.
     #[error("PCI slot {0} is taken or above {last}; choose another one", last = SLOTS - 1)]
     SlotTaken(u8),
+    /// A device without a function 0, or with two of one number.
+    #[error(
+        "a PCI device with the functions {0:?} is none; give each its own number from 0 to {last}, and one of them 0",
+        last = FUNCTIONS - 1
+    )]
+    Functions(Vec<u8>),
     /// The window has no gap of the BAR's size and alignment.
     #[error(
         "no {size:#x} bytes, so aligned, are free for BAR {bar} in {window:x?}; use fewer or smaller devices"
@@ -74,19 +80,44 @@ pub enum PciError {
 pub struct PciRootState {
     /// CONFIG_ADDRESS; 0 of a bus that is reached through another one's ports.
     pub config_address: u32,
-    /// The occupied slots.
-    pub slots: Vec<SlotState>,
+    /// The functions on it.
+    pub functions: Vec<FunctionState>,
 }
 
-/// The configuration space of one slot.
+/// The configuration space of one function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SlotState {
+pub struct FunctionState {
     pub slot: u8,
+    pub function: u8,
     pub config: Vec<u8>,
 }
 
-struct Slot {
-    number: u8,
+/// Where a function is on its bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    slot: u8,
+    function: u8,
+}
+
+impl Place {
+    /// As both ways to configuration space write it: five bits of device number, three of function number.
+    pub(super) fn from_byte(byte: u8) -> Self {
+        Self {
+            slot: byte >> 3,
+            function: byte & 7,
+        }
+    }
+}
+
+/// A device on the bus.
+struct Device {
+    /// By function number; the first is number 0.
+    functions: Vec<Arc<Occupant>>,
+}
+
+/// A function on the bus.
+struct Occupant {
+    place: Place,
     function: Arc<dyn PciFunction>,
     /// The configuration space as it was built, with the BARs placed.
     at_reset: ConfigSpace,
@@ -97,7 +128,7 @@ struct Slot {
 struct Header {
     space: ConfigSpace,
     /// Where each BAR answers at present.
-    mapped: [Option<(Window, u64)>; BAR_COUNT as usize],
+    mapped: [Option<(Window, u64)>; PLACES],
     /// It was removed: an access that had found it before reads ones and writes nothing.
     removed: bool,
 }
@@ -105,7 +136,7 @@ struct Header {
 /// The slots of the bus, shared by the ways to configuration space.
 pub(super) struct Slots {
     /// The lock of a place is held for the look-up only.
-    slots: [RwLock<Option<Arc<Slot>>>; SLOTS as usize],
+    slots: [RwLock<Option<Arc<Device>>>; SLOTS as usize],
     windows: PciWindows,
     map: Arc<BarMap>,
 }
@@ -132,77 +163,123 @@ impl PciRoot {
         }
     }
 
-    /// Puts `function` into the lowest free slot, places its BARs, and returns the slot. Its decoding is off, as Linux
-    /// expects of a function that no firmware has enabled; Linux keeps the addresses. vCPUs may run meanwhile.
+    /// Puts a device of one function into the lowest free slot; see [`add_device`](Self::add_device).
     ///
     /// # Errors
     /// No slot or no room for a BAR is left; nothing has been changed then.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
+        self.add_device(vec![(0, function)])
+    }
+
+    /// Puts a device with these functions, by number, into the lowest free slot, places their BARs, and returns the slot.
+    /// Their decoding is off, as Linux expects of functions that no firmware has enabled; Linux keeps the addresses. vCPUs
+    /// may run meanwhile.
+    ///
+    /// # Errors
+    /// No slot or no room for a BAR is left, or the numbers are not those of a device; nothing has been changed then.
+    pub fn add_device(&self, functions: Vec<(u8, Arc<dyn PciFunction>)>) -> Result<u8, PciError> {
         let mut allocated = lock(&self.allocated);
         let slot = (0..SLOTS).find(|&slot| self.slots.get(slot).is_none());
         let slot = slot.ok_or(PciError::NoFreeSlot)?;
-        self.insert(&mut allocated, slot, function)?;
+        self.insert(&mut allocated, slot, functions)?;
         Ok(slot)
     }
 
-    /// Puts `function` into `slot`; see [`add`](Self::add).
+    /// Puts a device of one function into `slot`; see [`add_device`](Self::add_device).
     ///
     /// # Errors
     /// The slot is taken or does not exist, or no room for a BAR is left.
     pub fn add_at(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
-        self.insert(&mut lock(&self.allocated), slot, function)
+        self.insert(&mut lock(&self.allocated), slot, vec![(0, function)])
     }
 
     fn insert(
         &self,
         allocated: &mut Vec<(u8, Window, Range<u64>)>,
         slot: u8,
-        function: Arc<dyn PciFunction>,
+        mut functions: Vec<(u8, Arc<dyn PciFunction>)>,
     ) -> Result<(), PciError> {
-        let place = self.slots.slots.get(usize::from(slot));
-        let place = place.filter(|_| self.slots.get(slot).is_none());
-        let place = place.ok_or(PciError::SlotTaken(slot))?;
-        let mut space = function.config_space();
-        for index in 0..BAR_COUNT {
-            if let Some(bar) = space.bar(index) {
-                let placed = self.allocate(allocated, (slot, index), bar);
-                let address = placed.inspect_err(|_| allocated.retain(|(s, ..)| *s != slot))?;
-                space.place_bar(index, address);
-            }
+        functions.sort_by_key(|(number, _)| *number);
+        let numbers: Vec<u8> = functions.iter().map(|(number, _)| *number).collect();
+        let distinct = numbers
+            .iter()
+            .zip(numbers.iter().skip(1))
+            .all(|(a, b)| a < b);
+        let last_exists = numbers.last().is_some_and(|last| *last < FUNCTIONS);
+        if numbers.first() != Some(&0) || !distinct || !last_exists {
+            return Err(PciError::Functions(numbers));
         }
-        let header = Mutex::new(Header {
-            space: space.clone(),
-            mapped: [None; BAR_COUNT as usize],
-            removed: false,
+        let entry = self.slots.slots.get(usize::from(slot));
+        let entry = entry.filter(|_| self.slots.get(slot).is_none());
+        let entry = entry.ok_or(PciError::SlotTaken(slot))?;
+        let several = functions.len() > 1;
+        let occupants = functions.into_iter().map(|(number, function)| {
+            let place = Place {
+                slot,
+                function: number,
+            };
+            self.occupant(allocated, place, function, several)
         });
-        let entry = Slot {
-            number: slot,
-            function,
-            at_reset: space,
-            header,
-        };
-        *place.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(entry));
+        let occupants: Result<Vec<_>, _> = occupants.collect();
+        let functions = occupants.inspect_err(|_| allocated.retain(|(s, ..)| *s != slot))?;
+        let device = Some(Arc::new(Device { functions }));
+        *entry.write().unwrap_or_else(PoisonError::into_inner) = device;
         Ok(())
     }
 
-    /// Takes the function out of `slot`, if there is one, while vCPUs may run: from now on the slot reads as ones, its
-    /// BARs answer nowhere and their addresses are free, and the function has been reset. An access that had found the
+    /// A function with its BARs placed; those of one that does not fit stay allocated.
+    fn occupant(
+        &self,
+        allocated: &mut Vec<(u8, Window, Range<u64>)>,
+        place: Place,
+        function: Arc<dyn PciFunction>,
+        several: bool,
+    ) -> Result<Arc<Occupant>, PciError> {
+        let mut space = function.config_space();
+        for index in (0..).take(PLACES) {
+            if let Some(bar) = space.bar(index) {
+                let address = self.allocate(allocated, (place.slot, index), bar)?;
+                space.place_bar(index, address);
+            }
+        }
+        let mut header_type = [0];
+        space.read(register::HEADER_TYPE, &mut header_type);
+        let [kind] = header_type.map(|byte| byte & !HEADER_MULTI_FUNCTION);
+        let marked = kind | if several { HEADER_MULTI_FUNCTION } else { 0 };
+        space.set(register::HEADER_TYPE, &[marked]);
+        let header = Mutex::new(Header {
+            space: space.clone(),
+            mapped: [None; PLACES],
+            removed: false,
+        });
+        Ok(Arc::new(Occupant {
+            place,
+            function,
+            at_reset: space,
+            header,
+        }))
+    }
+
+    /// Takes the device out of `slot`, if there is one, while vCPUs may run: from now on the slot reads as ones, its
+    /// BARs answer nowhere and their addresses are free, and its functions have been reset. An access that had found a
     /// function before may still end at it. False if the slot was empty.
     pub fn remove(&self, slot: u8) -> bool {
         let mut allocated = lock(&self.allocated);
         let place = self.slots.slots.get(usize::from(slot));
         let taken = place.and_then(|p| p.write().unwrap_or_else(PoisonError::into_inner).take());
         let Some(taken) = taken else { return false };
-        let mut header = taken.lock();
-        header.removed = true;
-        header.space.set(register::COMMAND, &[0; 2]);
-        self.slots.remap(&taken, &mut header);
-        taken.function.reset();
+        for occupant in &taken.functions {
+            let mut header = occupant.lock();
+            header.removed = true;
+            header.space.set(register::COMMAND, &[0; 2]);
+            self.slots.remap(occupant, &mut header);
+            occupant.function.reset();
+        }
         allocated.retain(|(s, ..)| *s != slot);
         true
     }
 
-    /// Whether `slot` has a function.
+    /// Whether `slot` has a device.
     pub fn is_taken(&self, slot: u8) -> bool {
         self.slots.get(slot).is_some()
     }
@@ -274,11 +351,11 @@ impl PciRoot {
     /// Resets the bus and every function on it to how they were built. The vCPUs must stand still.
     pub fn reset(&self) {
         self.config_address.store(0, Ordering::Release);
-        for slot in self.slots.occupied() {
-            let mut header = slot.lock();
-            header.space = slot.at_reset.clone();
-            self.slots.remap(&slot, &mut header);
-            slot.function.reset();
+        for occupant in self.slots.occupied() {
+            let mut header = occupant.lock();
+            header.space = occupant.at_reset.clone();
+            self.slots.remap(&occupant, &mut header);
+            occupant.function.reset();
         }
     }
 
@@ -286,10 +363,11 @@ impl PciRoot {
     pub fn state(&self) -> PciRootState {
         PciRootState {
             config_address: self.config_address.load(Ordering::Acquire),
-            slots: (self.slots.occupied())
-                .map(|slot| SlotState {
-                    slot: slot.number,
-                    config: slot.lock().space.bytes().to_vec(),
+            functions: (self.slots.occupied())
+                .map(|occupant| FunctionState {
+                    slot: occupant.place.slot,
+                    function: occupant.place.function,
+                    config: occupant.lock().space.bytes().to_vec(),
                 })
                 .collect(),
         }
@@ -301,49 +379,62 @@ impl PciRoot {
     /// # Errors
     /// The functions are not the saved ones; nothing has been changed then.
     pub fn restore(&self, state: &PciRootState) -> Result<(), PciError> {
-        for slot in self.slots.occupied() {
-            let saved = state.slots.iter().find(|s| s.slot == slot.number);
-            let fits = saved.is_some_and(|s| slot.lock().space.fits(&s.config));
+        for occupant in self.slots.occupied() {
+            let saved = state.functions.iter().find(|s| s.place() == occupant.place);
+            let fits = saved.is_some_and(|s| occupant.lock().space.fits(&s.config));
             if !fits {
-                return Err(PciError::OtherFunction(slot.number));
+                return Err(PciError::OtherFunction(occupant.place.slot));
             }
         }
-        let surplus = state
-            .slots
-            .iter()
-            .find(|s| self.slots.get(s.slot).is_none());
-        if let Some(surplus) = surplus {
+        let mut saved = state.functions.iter();
+        if let Some(surplus) = saved.find(|s| self.slots.find(s.place()).is_none()) {
             return Err(PciError::OtherFunction(surplus.slot));
         }
         self.config_address
             .store(state.config_address, Ordering::Release);
-        for saved in &state.slots {
-            if let Some(slot) = self.slots.get(saved.slot) {
-                let mut header = slot.lock();
+        for saved in &state.functions {
+            if let Some(occupant) = self.slots.find(saved.place()) {
+                let mut header = occupant.lock();
                 header.space.write(0, &saved.config);
-                self.slots.remap(&slot, &mut header);
+                self.slots.remap(&occupant, &mut header);
             }
         }
         Ok(())
     }
 }
 
+impl FunctionState {
+    fn place(&self) -> Place {
+        Place {
+            slot: self.slot,
+            function: self.function,
+        }
+    }
+}
+
 impl Slots {
-    fn get(&self, device: u8) -> Option<Arc<Slot>> {
-        let place = self.slots.get(usize::from(device))?;
+    fn get(&self, slot: u8) -> Option<Arc<Device>> {
+        let place = self.slots.get(usize::from(slot))?;
         place.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn occupied(&self) -> impl Iterator<Item = Arc<Slot>> {
-        (0..SLOTS).filter_map(|slot| self.get(slot))
+    fn find(&self, place: Place) -> Option<Arc<Occupant>> {
+        let device = self.get(place.slot)?;
+        let mut functions = device.functions.iter();
+        functions.find(|f| f.place == place).cloned()
+    }
+
+    fn occupied(&self) -> impl Iterator<Item = Arc<Occupant>> {
+        let devices = (0..SLOTS).filter_map(|slot| self.get(slot));
+        devices.flat_map(|device| device.functions.clone())
     }
 
     /// Reads configuration space; ones where there is no function or the access leaves its 4 KiB.
-    pub(super) fn read(&self, device: u8, offset: u16, data: &mut [u8]) {
-        let Some(slot) = self.get(device) else {
+    pub(super) fn read(&self, place: Place, offset: u16, data: &mut [u8]) {
+        let Some(occupant) = self.find(place) else {
             return data.fill(0xFF);
         };
-        let header = slot.lock();
+        let header = occupant.lock();
         if header.removed {
             return data.fill(0xFF);
         }
@@ -353,15 +444,17 @@ impl Slots {
             };
             header.space.read(offset, data);
             if !owned_by_root(offset) {
-                slot.function.config_read(&header.space, offset, data);
+                occupant.function.config_read(&header.space, offset, data);
             }
         }
     }
 
     /// Writes configuration space.
-    pub(super) fn write(&self, device: u8, offset: u16, data: &[u8]) {
-        let Some(slot) = self.get(device) else { return };
-        let mut header = slot.lock();
+    pub(super) fn write(&self, place: Place, offset: u16, data: &[u8]) {
+        let Some(occupant) = self.find(place) else {
+            return;
+        };
+        let mut header = occupant.lock();
         if header.removed {
             return;
         }
@@ -371,35 +464,36 @@ impl Slots {
             };
             header.space.write(offset, data);
             if owned_by_root(offset) {
-                self.remap(&slot, &mut header);
+                self.remap(&occupant, &mut header);
             }
-            slot.function.config_write(&header.space, offset, data);
+            occupant.function.config_write(&header.space, offset, data);
         }
     }
 
     /// Compares where the BARs should answer with where they do, and moves those that differ.
-    fn remap(&self, slot: &Slot, header: &mut Header) {
+    fn remap(&self, occupant: &Occupant, header: &mut Header) {
         let Header { space, mapped, .. } = header;
         for (index, mapped) in (0..).zip(mapped.iter_mut()) {
             let Some(bar) = space.bar(index) else {
                 continue;
             };
-            let place = space.decoded(index).and_then(|(kind, address)| {
+            let start = space.decoded(index).and_then(|(kind, address)| {
                 let window = self.windows.holding(kind.windows(), address, bar.size)?;
                 Some((window, address))
             });
-            if place != *mapped {
-                *mapped = place;
-                self.map
-                    .place((slot.number, index), &slot.function, place, bar.size);
-                slot.function
-                    .bar_moved(index, place.map(|(_, address)| address));
+            if start != *mapped {
+                *mapped = start;
+                let key = (occupant.place, index);
+                self.map.place(key, &occupant.function, start, bar.size);
+                occupant
+                    .function
+                    .bar_moved(index, start.map(|(_, address)| address));
             }
         }
     }
 }
 
-impl Slot {
+impl Occupant {
     fn lock(&self) -> MutexGuard<'_, Header> {
         lock(&self.header)
     }
@@ -409,10 +503,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The registers that decide where BARs answer: the dword of the command register and the BARs.
+/// The registers that decide where BARs answer: the dword of the command register, the BARs and the expansion ROM's.
 fn owned_by_root(offset: u16) -> bool {
     let bars = register::BAR0..register::BAR0 + 4 * u16::from(BAR_COUNT);
-    offset & !3 == register::COMMAND || bars.contains(&offset)
+    [register::COMMAND, register::ROM].contains(&(offset & !3)) || bars.contains(&offset)
 }
 
 /// Cuts an access into pieces that stay within aligned dwords: offset of each and its place in the data. An access of a

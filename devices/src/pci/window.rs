@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::PciFunction;
 use super::bar::Window;
+use super::root::Place;
 use crate::bus::BusDevice;
 
 /// A BAR that answers at present.
@@ -13,7 +14,7 @@ struct Mapping {
     start: u64,
     /// Address of the last byte.
     last: u64,
-    slot: u8,
+    place: Place,
     bar: u8,
     function: Arc<dyn PciFunction>,
 }
@@ -26,30 +27,30 @@ pub(super) struct BarMap {
 }
 
 impl BarMap {
-    /// Makes BAR `bar` of the function in `slot` answer at `size` bytes (not 0) from `place` instead of wherever it did.
+    /// Makes BAR `bar` of the function at `place` answer at `size` bytes (not 0) from `start` instead of wherever it did.
     pub(super) fn place(
         &self,
-        (slot, bar): (u8, u8),
+        (place, bar): (Place, u8),
         function: &Arc<dyn PciFunction>,
-        place: Option<(Window, u64)>,
+        start: Option<(Window, u64)>,
         size: u64,
     ) {
         let mut mappings = self
             .mappings
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        mappings.retain(|m| (m.slot, m.bar) != (slot, bar));
-        if let Some((window, start)) = place {
+        mappings.retain(|m| (m.place, m.bar) != (place, bar));
+        if let Some((window, start)) = start {
             mappings.push(Mapping {
                 window,
                 start,
                 last: start.saturating_add(size.saturating_sub(1)),
-                slot,
+                place,
                 bar,
                 function: Arc::clone(function),
             });
-            // Two BARs at one address: the lower slot answers, however they got there.
-            mappings.sort_by_key(|m| (m.slot, m.bar));
+            // Two BARs at one address: the lower place answers, however they got there.
+            mappings.sort_by_key(|m| (m.place, m.bar));
         }
     }
 

@@ -34,7 +34,7 @@ impl PciFunction for Probe {
         assert!(usize::from(offset % 4) + data.len() <= 4);
         match offset {
             0x44 => data.fill(0x77),
-            0x04..0x08 | 0x10..0x28 => panic!("asked for {offset:#x}"),
+            0x04..0x08 | 0x10..0x28 | 0x30..0x34 => panic!("asked for {offset:#x}"),
             _ => {}
         }
     }
@@ -392,11 +392,12 @@ fn a_state_of_other_functions_is_refused_and_changes_nothing() {
     };
     let good = build().state();
     let mut variants = vec![good.clone(); 5];
-    variants[0].slots[0].slot = 1;
-    variants[1].slots[0].config[0] ^= 1;
-    variants[2].slots[0].config.pop();
-    variants[3].slots.clear();
-    variants[4].slots.push(SlotState {
+    variants[0].functions[0].slot = 1;
+    variants[1].functions[0].config[0] ^= 1;
+    variants[2].functions[0].config.pop();
+    variants[3].functions.clear();
+    variants[4].functions.push(FunctionState {
+        function: 0,
         slot: 200,
         config: vec![],
     });
@@ -425,4 +426,94 @@ fn each_bus_has_its_own_functions_behind_the_same_ports() {
         assert_eq!(get(&*ports, 4), expected, "{address:#x}");
     }
     assert_eq!(get(&*second.ecam(), at(3, 0)), 0x1042_1AF4);
+}
+
+#[test]
+fn a_device_has_up_to_eight_functions_that_come_and_go_together() {
+    let root = root();
+    let bar = memory(BarKind::Memory32, 0x1000);
+    let functions: Vec<_> = [0, 1, 7].map(|number| (number, probe(&[(0, bar)]))).into();
+    let as_device = |probes: &[(u8, Arc<Probe>)]| -> Vec<(u8, Arc<dyn PciFunction>)> {
+        let one = |(n, f): &(u8, Arc<Probe>)| (*n, Arc::clone(f) as _);
+        probes.iter().map(one).collect()
+    };
+    let slot = root.add_device(as_device(&functions)).unwrap();
+    let ecam = root.ecam();
+    let at = |function: u64, register| at(slot.into(), function << 12 | register);
+    for number in 0..8 {
+        let there = functions.iter().any(|(n, _)| u64::from(*n) == number);
+        let id = if there { 0x1042_1AF4 } else { u32::MAX };
+        assert_eq!(get(&*ecam, at(number, 0)), id, "function {number}");
+    }
+    let header_type = get(&*ecam, at(0, 0x0C)) >> 16 & 0xFF;
+    assert_eq!(header_type, 0x80, "more than one function");
+    // Each has its own place, and answers there alone.
+    let window = root.window(Window::Mmio32);
+    put(&*ecam, at(1, 4), 2);
+    let [_, (_, second), _] = &functions[..] else {
+        panic!("three functions")
+    };
+    let address = u64::from(get(&*ecam, at(1, 0x10)));
+    assert_ne!(address, u64::from(get(&*ecam, at(0, 0x10))));
+    put(&*window, address - LOW, 5);
+    assert_eq!(second.written.lock().unwrap().len(), 1);
+    assert!(functions[0].1.written.lock().unwrap().is_empty());
+    assert!(root.remove(slot));
+    assert_eq!(get(&*ecam, at(0, 0)), u32::MAX);
+    assert_eq!(get(&*ecam, at(7, 0)), u32::MAX);
+    assert_eq!(get(&*window, address - LOW), u32::MAX);
+    // A single function says so.
+    let slot = root.add(probe(&[])).unwrap();
+    let alone = get(&*ecam, u64::from(slot) << 15 | 0x0C) >> 16 & 0x80;
+    assert_eq!(alone, 0);
+}
+
+#[test]
+fn numbers_that_make_no_device_are_refused_and_leave_nothing_behind() {
+    let root = root();
+    let bar = memory(BarKind::Memory32, 0x8_0000);
+    for numbers in [&[][..], &[1], &[0, 0], &[0, 8], &[1, 2]] {
+        let functions = numbers.iter().map(|n| (*n, probe(&[(0, bar)]) as _));
+        let error = root.add_device(functions.collect()).unwrap_err();
+        assert!(matches!(error, PciError::Functions(_)), "{error}");
+    }
+    // The second function does not fit: the first one's room is free again.
+    let functions = [0, 1, 2].map(|n| (n, probe(&[(0, bar)]) as _)).into();
+    let error = root.add_device(functions).unwrap_err();
+    assert!(matches!(error, PciError::NoRoom { .. }), "{error}");
+    root.add_device([0, 1].map(|n| (n, probe(&[(0, bar)]) as _)).into())
+        .unwrap();
+}
+
+#[test]
+fn an_expansion_rom_answers_when_memory_and_its_own_bit_are_on() {
+    let root = root();
+    let rom = memory(BarKind::Rom, 0x1_0000);
+    let function = probe(&[(crate::pci::ROM_BAR, rom)]);
+    let slot = root.add(Arc::clone(&function) as _).unwrap();
+    let ecam = root.ecam();
+    let register = at(slot.into(), 0x30);
+    let placed = get(&*ecam, register);
+    assert_eq!(u64::from(placed) % 0x1_0000, 0, "off, and aligned");
+    // Sized as a BAR is, but the enable bit is kept apart (PCI 3.0 §6.2.5.2).
+    put(&*ecam, register, 0xFFFF_F800);
+    assert_eq!(get(&*ecam, register), 0xFFFF_0000);
+    put(&*ecam, register, placed | 1);
+    let moves = || std::mem::take(&mut *function.moves.lock().unwrap());
+    assert!(moves().is_empty(), "memory is off");
+    put(&*ecam, at(slot.into(), 4), 2);
+    assert_eq!(moves(), [(6, Some(u64::from(placed)))]);
+    let window = root.window(Window::Mmio32);
+    assert_eq!(get(&*window, u64::from(placed) - LOW), 0x0707_0707);
+    put(&*ecam, register, placed);
+    assert_eq!(moves(), [(6, None)]);
+    let mut space = function.config_space();
+    let wrong = [
+        (0, rom),
+        (6, memory(BarKind::Memory32, 0x1000)),
+        (6, memory(BarKind::Rom, 1024)),
+    ];
+    for (index, bar) in wrong {
+        assert!(space.add_bar(index, bar).is_err(), "{index} {bar:?}");
+    }
 }
