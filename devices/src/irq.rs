@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// A message-signalled interrupt: the write that a PCI function would make (PCI 3.0 §6.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MsiMessage {
@@ -27,6 +29,32 @@ pub trait MsiVector: Send + Sync {
     fn trigger(&self) -> io::Result<()>;
 }
 
+/// A vector that others than the monitor raise, by writes to its event: the host's kernel for a function that is passed
+/// through, or the process that a function lives in. While the vector is connected no thread of the monitor has a part in
+/// it; while it is not, the event keeps what comes.
+pub trait ExternalVector: Send + Sync {
+    /// Each write to it raises the interrupt, or makes it pending.
+    fn event(&self) -> &EventFd;
+
+    /// Lets the event raise `message` from now on; what is pending is raised at once. Connecting again changes the message.
+    ///
+    /// # Errors
+    /// The hypervisor refused; what comes then stays pending.
+    fn connect(&self, message: MsiMessage) -> io::Result<()>;
+
+    /// From now on what comes stays pending.
+    ///
+    /// # Errors
+    /// The hypervisor refused; the vector is then as it was.
+    fn disconnect(&self) -> io::Result<()>;
+
+    /// Whether something came that was not raised.
+    fn is_pending(&self) -> bool;
+
+    /// Forgets what is pending.
+    fn clear(&self);
+}
+
 /// Hands out the vectors of a function.
 pub trait MsiAllocator: Send + Sync {
     /// Returns `count` unrouted (masked) vectors.
@@ -34,6 +62,32 @@ pub trait MsiAllocator: Send + Sync {
     /// # Errors
     /// No interrupt numbers are left, or the hypervisor refused.
     fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>>;
+
+    /// Returns `count` vectors for others to raise, not connected.
+    ///
+    /// # Errors
+    /// See [`allocate`](Self::allocate).
+    fn allocate_external(&self, count: u16) -> io::Result<Vec<Arc<dyn ExternalVector>>>;
+}
+
+/// A level-triggered line that others than the monitor raise (INTx of a function that is passed through): a write to
+/// `trigger` raises it, and when the guest has served it (end of interrupt) the line falls and `resample` is written, upon
+/// which the other side raises it again if it has to.
+pub trait ResampledLine: Send + Sync {
+    /// Number of the line: the guest's global system interrupt.
+    fn gsi(&self) -> u32;
+
+    /// Connects both events.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn connect(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`connect`](Self::connect); the line is low afterwards.
+    ///
+    /// # Errors
+    /// There was no such connection.
+    fn disconnect(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()>;
 }
 
 /// A wired interrupt line. The tables say which kind it is.
