@@ -21,10 +21,14 @@
     )
 )]
 
+#[cfg(test)]
+mod fake;
 pub mod mapping;
+pub mod passthrough;
 pub mod region;
 pub mod remote;
 
 pub use mapping::{Mapping, MemorySlots};
+pub use passthrough::{Passthrough, PassthroughError, Platform};
 pub use region::{Region, RegionInfo};
 pub use remote::{DmaMemory, DmaSpace, Interrupt, RemoteFunction};

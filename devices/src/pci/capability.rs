@@ -8,3 +8,7 @@ pub const VENDOR: u8 = 0x09;
 pub const PCI_EXPRESS: u8 = 0x10;
 /// MSI-X.
 pub const MSIX: u8 = 0x11;
+/// Power management.
+pub const POWER_MANAGEMENT: u8 = 0x01;
+/// Advanced features: function-level reset of conventional functions.
+pub const ADVANCED_FEATURES: u8 = 0x13;
