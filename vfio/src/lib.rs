@@ -23,6 +23,7 @@
 
 #[cfg(test)]
 mod fake;
+pub mod kernel;
 pub mod mapping;
 pub mod passthrough;
 pub mod region;
