@@ -28,8 +28,10 @@ pub mod mapping;
 pub mod passthrough;
 pub mod region;
 pub mod remote;
+pub mod user;
 
 pub use mapping::{Mapping, MemorySlots};
 pub use passthrough::{Passthrough, PassthroughError, Platform};
 pub use region::{Region, RegionInfo};
 pub use remote::{DmaMemory, DmaSpace, Interrupt, RemoteFunction};
+pub use user::UserFunction;

@@ -1,0 +1,92 @@
+//! Memory of a device process that is to be mapped into the guest.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Why memory of a device process is not mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum NotShared {
+    #[error("it sent no descriptor; accesses there go through it")]
+    Nothing,
+    #[error(
+        "its descriptor is no memfd, nor a file of tmpfs or hugetlbfs ({0}); accesses there go through it"
+    )]
+    NotMemory(#[source] io::Error),
+}
+
+/// Takes a descriptor that parts of a region can be mapped by: only one of memory. A page of another file could be one that
+/// a slow or hostile file system never brings, and the vCPU that touches it could not be stopped.
+///
+/// It is sealed against shrinking, if it can be. Where it cannot (it is not a memfd, or sealing it is not allowed) and the process
+/// shrinks it, a guest that touches what is missing makes KVM_RUN fail, which ends this machine and no other: the process could
+/// do no less by the guest's memory, which it has.
+///
+/// # Errors
+/// It is of another kind.
+pub fn accept(descriptor: OwnedFd) -> Result<File, NotShared> {
+    let file = File::from(descriptor);
+    // SAFETY: asks about a descriptor that is open.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals < 0 {
+        return Err(NotShared::NotMemory(io::Error::last_os_error()));
+    }
+    if seals & libc::F_SEAL_SHRINK == 0 {
+        // SAFETY: adds a seal to a descriptor that is open.
+        let sealed =
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+        if sealed < 0 {
+            let error = io::Error::last_os_error();
+            tracing::debug!("memory of the device process cannot be sealed: {error}");
+        }
+    }
+    Ok(file)
+}
+
+/// Whether there is memory up to `end` in it, bytes.
+///
+/// # Errors
+/// There is not, or the kernel does not tell.
+pub fn reaches(file: &File, end: u64) -> io::Result<()> {
+    if file.metadata()?.len() < end {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the device process's memory is smaller than its region",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::FromRawFd;
+
+    use super::*;
+
+    fn memfd(flags: libc::c_uint) -> File {
+        // SAFETY: a name and flags; the descriptor is new.
+        let raw = unsafe { libc::memfd_create(c"test".as_ptr(), flags) };
+        assert!(raw >= 0);
+        // SAFETY: as above.
+        unsafe { File::from_raw_fd(raw) }
+    }
+
+    #[test]
+    fn memory_that_may_be_sealed_cannot_shrink_afterwards() {
+        let theirs = memfd(libc::MFD_ALLOW_SEALING);
+        theirs.set_len(0x2000).unwrap();
+        let ours = accept(theirs.try_clone().unwrap().into()).unwrap();
+        theirs.set_len(0x1000).unwrap_err();
+        theirs.set_len(0x3000).unwrap();
+        reaches(&ours, 0x3000).unwrap();
+        reaches(&ours, 0x3001).unwrap_err();
+    }
+
+    #[test]
+    fn memory_that_may_not_be_sealed_is_taken_and_other_files_are_not() {
+        accept(memfd(0).into()).unwrap();
+        let (end, _) = io::pipe().unwrap();
+        let refused = accept(end.into()).unwrap_err();
+        assert!(matches!(refused, NotShared::NotMemory(_)), "{refused}");
+    }
+}
