@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::doorbell::Doorbells;
-use crate::irq::{MsiAllocator, MsiMessage, MsiVector};
+use crate::irq::{ExternalVector, MsiAllocator, MsiMessage, MsiVector};
 
 /// A vector that counts, and can refuse its route.
 #[derive(Default)]
@@ -62,6 +62,10 @@ impl MsiAllocator for FakeMsi {
             .collect();
         given.extend(fresh.iter().cloned());
         Ok(fresh.into_iter().map(|v| v as Arc<dyn MsiVector>).collect())
+    }
+
+    fn allocate_external(&self, _count: u16) -> io::Result<Vec<Arc<dyn ExternalVector>>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

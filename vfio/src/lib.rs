@@ -29,6 +29,7 @@ pub mod passthrough;
 pub mod region;
 pub mod remote;
 pub mod user;
+pub mod watch;
 
 pub use mapping::{Mapping, MemorySlots};
 pub use passthrough::{Passthrough, PassthroughError, Platform};

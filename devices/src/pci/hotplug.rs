@@ -75,23 +75,42 @@ impl HotPlug {
     /// # Errors
     /// No slot or no room for a BAR is left.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
-        self.add_device(vec![(0, function)])
+        let slots = self.lock();
+        let slot = self.bus.add(function)?;
+        self.tell(slots, slot);
+        Ok(slot)
     }
 
-    /// Puts a device with these functions, by number, into a free slot of the running machine, tells the guest, and returns
-    /// the slot.
+    /// Puts a device with these functions, by number, into `slot` of the running machine, and tells the guest.
     ///
     /// # Errors
     /// See [`PciRoot::add_device`].
-    pub fn add_device(&self, functions: Vec<(u8, Arc<dyn PciFunction>)>) -> Result<u8, PciError> {
-        let mut slots = self.lock();
-        let slot = self.bus.add_device(functions)?;
+    pub fn add_device(
+        &self,
+        slot: u8,
+        functions: Vec<(u8, Arc<dyn PciFunction>)>,
+    ) -> Result<(), PciError> {
+        let slots = self.lock();
+        self.bus.add_device(slot, functions)?;
+        self.tell(slots, slot);
+        Ok(())
+    }
+
+    /// A device came to `slot`.
+    fn tell(&self, mut slots: MutexGuard<'_, HotPlugState>, slot: u8) {
         slots.up |= bit(slot);
         slots.down &= !bit(slot);
         slots.asked &= !bit(slot);
         drop(slots);
         self.power.raise(EVENT_PCI_HOT_PLUG);
-        Ok(slot)
+    }
+
+    /// The lowest free slot.
+    ///
+    /// # Errors
+    /// All are taken.
+    pub fn free_slot(&self) -> Result<u8, PciError> {
+        self.bus.free_slot()
     }
 
     /// Asks the guest to release `slot`, once more if it was asked before. False if the slot is empty.

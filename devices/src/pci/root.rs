@@ -168,29 +168,33 @@ impl PciRoot {
     /// # Errors
     /// No slot or no room for a BAR is left; nothing has been changed then.
     pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
-        self.add_device(vec![(0, function)])
-    }
-
-    /// Puts a device with these functions, by number, into the lowest free slot, places their BARs, and returns the slot.
-    /// Their decoding is off, as Linux expects of functions that no firmware has enabled; Linux keeps the addresses. vCPUs
-    /// may run meanwhile.
-    ///
-    /// # Errors
-    /// No slot or no room for a BAR is left, or the numbers are not those of a device; nothing has been changed then.
-    pub fn add_device(&self, functions: Vec<(u8, Arc<dyn PciFunction>)>) -> Result<u8, PciError> {
         let mut allocated = lock(&self.allocated);
-        let slot = (0..SLOTS).find(|&slot| self.slots.get(slot).is_none());
-        let slot = slot.ok_or(PciError::NoFreeSlot)?;
-        self.insert(&mut allocated, slot, functions)?;
+        let slot = self.free_slot()?;
+        self.insert(&mut allocated, slot, vec![(0, function)])?;
         Ok(slot)
     }
 
-    /// Puts a device of one function into `slot`; see [`add_device`](Self::add_device).
+    /// Puts a device with these functions, by number, into `slot`, and places their BARs. Their decoding is off, as Linux expects of functions that no firmware has enabled; Linux keeps the addresses. vCPUs
+    /// may run meanwhile.
     ///
     /// # Errors
-    /// The slot is taken or does not exist, or no room for a BAR is left.
-    pub fn add_at(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
-        self.insert(&mut lock(&self.allocated), slot, vec![(0, function)])
+    /// The slot is taken or does not exist, no room for a BAR is left, or the numbers are not those of a device; nothing has
+    /// been changed then.
+    pub fn add_device(
+        &self,
+        slot: u8,
+        functions: Vec<(u8, Arc<dyn PciFunction>)>,
+    ) -> Result<(), PciError> {
+        self.insert(&mut lock(&self.allocated), slot, functions)
+    }
+
+    /// The lowest free slot.
+    ///
+    /// # Errors
+    /// All are taken.
+    pub fn free_slot(&self) -> Result<u8, PciError> {
+        let slot = (0..SLOTS).find(|&slot| self.slots.get(slot).is_none());
+        slot.ok_or(PciError::NoFreeSlot)
     }
 
     fn insert(

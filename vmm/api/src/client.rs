@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 
 use crate::routes::Endpoint;
 use crate::{
-    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, BootSource, Drive,
-    Entropy, Fault, FullVmConfiguration, InstanceActionInfo, InstanceInfo, Lifecycle, Logger,
-    MachineConfiguration, MachineConfigurationUpdate, NetworkInterface, PartialDrive,
-    PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
+    ActionType, Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, BootSource,
+    DevicePassthrough, Drive, Entropy, Fault, FullVmConfiguration, InstanceActionInfo,
+    InstanceInfo, Lifecycle, Logger, MachineConfiguration, MachineConfigurationUpdate,
+    NetworkInterface, PartialDrive, PartialNetworkInterface, Serial, Version, Vm, VmState, Vsock,
 };
 
 /// How long a request may take in all. Starting a machine in the emulated host takes seconds.
@@ -153,6 +153,21 @@ impl Client {
     /// Asks the guest to release a drive. [`vm_config`](Self::vm_config) tells when it has.
     pub fn delete_drive(&self, id: &str) -> Result<(), ClientError> {
         let endpoint = Endpoint::DeleteDrive(id.to_owned());
+        self.exchange(&endpoint, None).map(|_| ())
+    }
+
+    /// Gives a device to the guest, before the start or while it runs.
+    pub fn put_device(&self, device: &DevicePassthrough) -> Result<(), ClientError> {
+        self.send(&Endpoint::PutDevice(device.id.clone()), device)
+    }
+
+    pub fn device(&self, id: &str) -> Result<DevicePassthrough, ClientError> {
+        self.get(&Endpoint::GetDevice(id.to_owned()))
+    }
+
+    /// Asks the guest to release a device; [`vm_config`](Self::vm_config) tells whether it has.
+    pub fn delete_device(&self, id: &str) -> Result<(), ClientError> {
+        let endpoint = Endpoint::DeleteDevice(id.to_owned());
         self.exchange(&endpoint, None).map(|_| ())
     }
 

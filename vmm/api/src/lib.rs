@@ -13,6 +13,7 @@ mod instance;
 mod limiter;
 mod machine;
 mod network;
+mod passthrough;
 mod pci_address;
 mod routes;
 mod whole;
@@ -29,6 +30,7 @@ pub use instance::{
 pub use limiter::{RateLimiter, TokenBucket};
 pub use machine::{BootSource, HugePages, MachineConfiguration, MachineConfigurationUpdate};
 pub use network::{NetworkInterface, PartialNetworkInterface};
+pub use passthrough::DevicePassthrough;
 pub use pci_address::{PciAddress, PciAddressError};
 pub use routes::{Endpoint, Method, ROUTES, Route, RouteError};
 pub use whole::FullVmConfiguration;

@@ -48,6 +48,12 @@ pub enum Endpoint {
     PutNetworkInterface(String),
     /// With the interface's id.
     PatchNetworkInterface(String),
+    /// With the device's id.
+    GetDevice(String),
+    /// With the device's id.
+    PutDevice(String),
+    /// With the device's id.
+    DeleteDevice(String),
     PutVsock,
     PutEntropy,
     GetBalloon,
@@ -127,6 +133,9 @@ pub const ROUTES: &[Route] = &[
         "/network-interfaces/{iface_id}",
         "PartialNetworkInterface",
     ),
+    get("/device-passthrough/{id}", "DevicePassthrough"),
+    change(Method::Put, "/device-passthrough/{id}", "DevicePassthrough"),
+    delete("/device-passthrough/{id}"),
     change(Method::Put, "/vsock", "Vsock"),
     change(Method::Put, "/entropy", "Entropy"),
     get("/balloon", "Balloon"),
@@ -170,6 +179,8 @@ pub enum RouteError {
     NoDriveId,
     #[error("the path has no interface id: use /network-interfaces/ID")]
     NoInterfaceId,
+    #[error("the path has no device id: use /device-passthrough/ID")]
+    NoDeviceId,
 }
 
 /// Enough of a path for a message.
@@ -202,6 +213,12 @@ impl Endpoint {
             ("PUT", ["network-interfaces", id]) => Self::PutNetworkInterface((*id).to_owned()),
             ("PATCH", ["network-interfaces", id]) => Self::PatchNetworkInterface((*id).to_owned()),
             ("PUT" | "PATCH", ["network-interfaces"]) => return Err(RouteError::NoInterfaceId),
+            ("GET", ["device-passthrough", id]) => Self::GetDevice((*id).to_owned()),
+            ("PUT", ["device-passthrough", id]) => Self::PutDevice((*id).to_owned()),
+            ("DELETE", ["device-passthrough", id]) => Self::DeleteDevice((*id).to_owned()),
+            ("GET" | "PUT" | "DELETE", ["device-passthrough"]) => {
+                return Err(RouteError::NoDeviceId);
+            }
             ("PUT", ["vsock"]) => Self::PutVsock,
             ("PUT", ["entropy"]) => Self::PutEntropy,
             ("GET", ["balloon"]) => Self::GetBalloon,
@@ -268,6 +285,9 @@ impl Endpoint {
             Self::PatchNetworkInterface(id) => {
                 return (Method::Patch, format!("/network-interfaces/{id}"));
             }
+            Self::GetDevice(id) => return (Method::Get, format!("/device-passthrough/{id}")),
+            Self::PutDevice(id) => return (Method::Put, format!("/device-passthrough/{id}")),
+            Self::DeleteDevice(id) => return (Method::Delete, format!("/device-passthrough/{id}")),
             Self::PutVsock => (Method::Put, "/vsock"),
             Self::PutEntropy => (Method::Put, "/entropy"),
             Self::GetBalloon => (Method::Get, "/balloon"),

@@ -7,6 +7,7 @@ use crate::device::{Drive, Entropy, Serial, Vsock};
 use crate::instance::{Lifecycle, Logger};
 use crate::machine::{BootSource, MachineConfiguration};
 use crate::network::NetworkInterface;
+use crate::passthrough::DevicePassthrough;
 
 /// `GET /vm/config`, and the format of `--config-file`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +21,18 @@ pub struct FullVmConfiguration {
     pub boot_source: Option<BootSource>,
     #[serde(default)]
     pub drives: Vec<Drive>,
+    #[serde(
+        rename = "device-passthrough",
+        default,
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub device_passthrough: Vec<DevicePassthrough>,
     /// Ours, in answers only: ids of the drives that the guest was asked to release and has not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub releasing: Vec<String>,
+    /// Ours, in answers only: the same of passed-through devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releasing_devices: Vec<String>,
     #[serde(
         rename = "machine-config",
         default,

@@ -90,6 +90,10 @@ pub struct Args {
     #[arg(long, value_name = "US")]
     pub parent_cpu_time_us: Option<u64>,
 
+    /// A device node that whoever starts the monitor has opened for it: PATH is not opened, but is what descriptor FD is
+    #[arg(long = "device-fd", value_name = "PATH=FD", value_parser = device_fd)]
+    pub device_fds: Vec<DeviceFd>,
+
     /// Accepted; devices are always on PCI
     #[arg(long)]
     pub enable_pci: bool,
@@ -101,6 +105,25 @@ pub struct Args {
     /// Say as JSON what this machine's KVM can do, and end
     #[arg(long)]
     pub probe: bool,
+}
+
+/// A descriptor in place of a device node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFd {
+    pub path: PathBuf,
+    pub descriptor: i32,
+}
+
+fn device_fd(text: &str) -> Result<DeviceFd, String> {
+    let parts = text.rsplit_once('=');
+    let parsed = parts.and_then(|(path, fd)| {
+        let descriptor = fd.parse().ok().filter(|fd: &i32| *fd > 2)?;
+        let path = PathBuf::from(path);
+        path.is_absolute().then_some(DeviceFd { path, descriptor })
+    });
+    parsed.ok_or_else(|| {
+        "give the node's path and a descriptor above 2, as in /dev/vfio/7=5".to_owned()
+    })
 }
 
 fn instance_id(id: &str) -> Result<String, String> {

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::machine::ExitReason;
 use crate::machine::files::Files;
+use crate::machine::{ExitReason, Notice, Released};
 
 /// The event file could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +47,22 @@ impl Events {
         self.write(&serde_json::json!({"event": "reboot"}));
     }
 
-    /// The guest let go of a drive as it was asked to, and the drive is gone.
-    pub fn released(&self, drive: &str) {
-        self.write(&serde_json::json!({"event": "drive-released", "drive_id": drive}));
+    /// The guest let go of a drive or a passed-through device as it was asked to, and that is gone.
+    pub fn released(&self, what: &Released) {
+        self.write(&match what {
+            Released::Drive(id) => serde_json::json!({"event": "drive-released", "drive_id": id}),
+            Released::Device(id) => serde_json::json!({"event": "device-released", "id": id}),
+        });
+    }
+
+    /// Something happened to a passed-through device.
+    pub fn noticed(&self, id: &str, notice: Notice) {
+        let event = match notice {
+            Notice::Error => "device-error",
+            Notice::Requested => "device-requested",
+            Notice::Gone => "device-gone",
+        };
+        self.write(&serde_json::json!({"event": event, "id": id}));
     }
 
     /// The machine ended; the monitor will end with `exit_code`.
@@ -99,7 +112,7 @@ mod tests {
         let events = Events::open(&Files::new(), Some(&path)).unwrap();
         events.started();
         events.rebooted();
-        events.released("data");
+        events.released(&Released::Drive("data".to_owned()));
         events.ended(&ExitReason::Panic, 20);
         events.ended(&ExitReason::Failed("no\nmore".to_owned()), 1);
         let text = std::fs::read_to_string(&path).unwrap();

@@ -237,8 +237,14 @@ fn the_state_survives_a_round_trip() {
     let (_, asked) = (saved.add(), saved.add());
     saved.hot_plug.ask_release(asked);
     let restored = rig();
-    restored.bus.add_at(1, Arc::new(Plain)).unwrap();
-    restored.bus.add_at(2, Arc::new(Plain)).unwrap();
+    restored
+        .bus
+        .add_device(1, vec![(0, Arc::new(Plain))])
+        .unwrap();
+    restored
+        .bus
+        .add_device(2, vec![(0, Arc::new(Plain))])
+        .unwrap();
     restored.hot_plug.restore(saved.hot_plug.state());
     assert_eq!(restored.hot_plug.state(), saved.hot_plug.state());
     assert_eq!(restored.get(DOWN), 1 << asked);

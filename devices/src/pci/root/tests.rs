@@ -271,11 +271,11 @@ fn slots_and_windows_run_out_with_an_error() {
     }
     assert_eq!(root.add(Arc::new(HostBridge)), Err(PciError::NoFreeSlot));
     assert_eq!(
-        root.add_at(3, Arc::new(HostBridge)),
+        root.add_device(3, vec![(0, Arc::new(HostBridge))]),
         Err(PciError::SlotTaken(3))
     );
     assert_eq!(
-        root.add_at(32, Arc::new(HostBridge)),
+        root.add_device(32, vec![(0, Arc::new(HostBridge))]),
         Err(PciError::SlotTaken(32))
     );
     let small = PciRoot::new(PciWindows {
@@ -412,7 +412,7 @@ fn a_state_of_other_functions_is_refused_and_changes_nothing() {
 fn each_bus_has_its_own_functions_behind_the_same_ports() {
     let (first, second) = (root(), root());
     first.add(Arc::new(HostBridge)).unwrap();
-    second.add_at(3, probe(&[])).unwrap();
+    second.add_device(3, vec![(0, probe(&[]))]).unwrap();
     let ports = first.config_ports(&[&second]);
     for (address, expected) in [
         (0x8000_0000, 0x0008_1B36),
@@ -437,7 +437,8 @@ fn a_device_has_up_to_eight_functions_that_come_and_go_together() {
         let one = |(n, f): &(u8, Arc<Probe>)| (*n, Arc::clone(f) as _);
         probes.iter().map(one).collect()
     };
-    let slot = root.add_device(as_device(&functions)).unwrap();
+    let slot = root.free_slot().unwrap();
+    root.add_device(slot, as_device(&functions)).unwrap();
     let ecam = root.ecam();
     let at = |function: u64, register| at(slot.into(), function << 12 | register);
     for number in 0..8 {
@@ -474,14 +475,14 @@ fn numbers_that_make_no_device_are_refused_and_leave_nothing_behind() {
     let bar = memory(BarKind::Memory32, 0x8_0000);
     for numbers in [&[][..], &[1], &[0, 0], &[0, 8], &[1, 2]] {
         let functions = numbers.iter().map(|n| (*n, probe(&[(0, bar)]) as _));
-        let error = root.add_device(functions.collect()).unwrap_err();
+        let error = root.add_device(3, functions.collect()).unwrap_err();
         assert!(matches!(error, PciError::Functions(_)), "{error}");
     }
     // The second function does not fit: the first one's room is free again.
     let functions = [0, 1, 2].map(|n| (n, probe(&[(0, bar)]) as _)).into();
-    let error = root.add_device(functions).unwrap_err();
+    let error = root.add_device(3, functions).unwrap_err();
     assert!(matches!(error, PciError::NoRoom { .. }), "{error}");
-    root.add_device([0, 1].map(|n| (n, probe(&[(0, bar)]) as _)).into())
+    root.add_device(3, [0, 1].map(|n| (n, probe(&[(0, bar)]) as _)).into())
         .unwrap();
 }
 

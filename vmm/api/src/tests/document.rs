@@ -58,6 +58,10 @@ fn types() -> BTreeMap<&'static str, Wire> {
     });
     let partial_interface =
         json!({"iface_id": "i", "rx_rate_limiter": limiter, "tx_rate_limiter": limiter});
+    let device = json!({
+        "id": "d", "sbdf": "0000:01:00.0", "companions": ["0000:01:00.1"], "iommu_group": 1, "socket": "s",
+        "peer_access": true, "allow_no_reset": true
+    });
     let vsock = json!({"guest_cid": 3, "uds_path": "v", "vsock_id": "x"});
     let entropy = json!({"rate_limiter": limiter});
     let balloon = json!({
@@ -76,7 +80,7 @@ fn types() -> BTreeMap<&'static str, Wire> {
     });
     let lifecycle = json!({"on_reboot": "Restart"});
     let whole = json!({
-        "boot-source": boot, "drives": [drive], "releasing": ["d"], "machine-config": machine,
+        "boot-source": boot, "drives": [drive], "releasing": ["d"], "releasing_devices": ["g"], "device-passthrough": [device], "machine-config": machine,
         "network-interfaces": [interface], "vsock": vsock, "entropy": entropy, "balloon": balloon,
         "logger": logger, "serial": serial, "lifecycle": lifecycle
     });
@@ -111,6 +115,7 @@ fn types() -> BTreeMap<&'static str, Wire> {
             "PartialNetworkInterface",
             wire::<PartialNetworkInterface>(partial_interface),
         ),
+        ("DevicePassthrough", wire::<DevicePassthrough>(device)),
         ("Vsock", wire::<Vsock>(vsock)),
         ("Entropy", wire::<Entropy>(entropy)),
         ("Balloon", wire::<Balloon>(balloon)),
@@ -188,7 +193,8 @@ fn every_route_leads_to_an_endpoint_with_that_method_and_path() {
         let path = route
             .path
             .replace("{drive_id}", "root")
-            .replace("{iface_id}", "eth0");
+            .replace("{iface_id}", "eth0")
+            .replace("{id}", "gpu0");
         let endpoint = Endpoint::find(route.method.name(), &path).unwrap();
         assert_eq!(endpoint.request_line(), (route.method, path));
     }

@@ -4,11 +4,12 @@
 //! and calibrate at every start. Power-off and the power button go through the sleep registers and the generic event
 //! device instead.
 
-use acpi_tables::Aml;
+use std::ops::Range;
+
 use acpi_tables::aml::{
     self, AddressSpace, AddressSpaceCacheable, Device, EISAName, Field, FieldAccessType,
     FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, Name, Notify,
-    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store,
+    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return, Store,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -19,10 +20,12 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
 
 use fief_devices::legacy::{
     POWER_GSI, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_COUNT, power,
 };
+use fief_devices::pci::SLOTS;
 
 use super::layout::{self, PciWindow64};
 
@@ -41,6 +44,8 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
 pub struct Platform {
     pub vcpus: u8,
     pub pci_window_64: Option<PciWindow64>,
+    /// A function on bus 0 has a wired interrupt.
+    pub wired_interrupts: bool,
 }
 
 /// Makes all tables as one block, to be placed at [`layout::ACPI_START`], where it begins with the RSDP.
@@ -49,7 +54,7 @@ pub fn tables(platform: Platform) -> Vec<u8> {
         bytes: vec![0; Rsdp::len().next_multiple_of(ALIGN)],
     };
     // No table lists it: the guest loads it when it is needed.
-    let slots = hot_plug::table();
+    let slots = hot_plug::table(platform.pci_window_64.map(|window| window.halves().1));
     let slots = (block.add(&slots), slots.len());
     let dsdt = block.add(&dsdt(platform, slots));
     let entries = [
@@ -138,7 +143,7 @@ fn mcfg() -> MCFG {
 fn dsdt(platform: Platform, slots: (u64, usize)) -> Sdt {
     let mut code = Vec::new();
     let mut devices = Vec::new();
-    pci_host_bridge(platform.pci_window_64, &mut devices);
+    pci_host_bridge(platform, &mut devices);
     serial_port(&mut devices);
     event_device(slots, &mut devices);
     panic_device(&mut devices);
@@ -155,44 +160,113 @@ fn dsdt(platform: Platform, slots: (u64, usize)) -> Sdt {
     dsdt
 }
 
-/// PCIe host bridge of bus 0. No `_PRT`: every function uses MSI or MSI-X.
-fn pci_host_bridge(window: Option<PciWindow64>, sink: &mut Vec<u8>) {
-    let last = |end: u64| u32::try_from(end.saturating_sub(1)).unwrap_or(u32::MAX);
-    let bus = AddressSpace::new_bus_number(0_u16, 0_u16);
+/// PCIe host bridge of bus 0. Without functions that have wired interrupts there is no `_PRT`: virtio uses MSI-X.
+fn pci_host_bridge(platform: Platform, sink: &mut Vec<u8>) {
     let config_ports = IO::new(0xCF8, 0xCF8, 1, 8);
-    let ports = AddressSpace::new_io(layout::PCI_IO_WINDOW.start, layout::PCI_IO_WINDOW.end, None);
-    let window_32 = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        u32::try_from(layout::PCI_WINDOW_32.start).unwrap_or(0),
-        last(layout::PCI_WINDOW_32.end),
-        None,
-    );
-    let window_64 = window.map(|window| {
+    let windows = Windows {
+        bus: 0,
+        ports: layout::PCI_IO_WINDOW,
+        memory_32: layout::PCI_WINDOW_32,
+        memory_64: platform.pci_window_64.map(|window| window.halves().0),
+    };
+    let resources = windows.resources(Some(&config_ports));
+    let (hardware, compatible) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
+    let names = [
+        Name::new("_HID".into(), &hardware),
+        Name::new("_CID".into(), &compatible),
+        Name::new("_UID".into(), &aml::ZERO),
+        Name::new("_BBN".into(), &aml::ZERO),
+        Name::new("_SEG".into(), &aml::ZERO),
+        Name::new("_CRS".into(), &resources),
+    ];
+    let mut children: Vec<&dyn Aml> = names.iter().map(|name| name as &dyn Aml).collect();
+    if platform.wired_interrupts {
+        children.push(&InterruptRouting);
+    }
+    Device::new("PCI0".into(), children).to_aml_bytes(sink);
+}
+
+/// What is behind a host bridge.
+struct Windows {
+    bus: u8,
+    ports: Range<u16>,
+    memory_32: Range<u64>,
+    memory_64: Option<PciWindow64>,
+}
+
+impl Windows {
+    /// Its resources, `first` before those of memory.
+    fn resources(&self, first: Option<&dyn Aml>) -> ResourceBytes {
+        let mut bytes = Vec::new();
+        let (bus, ports) = (u16::from(self.bus), &self.ports);
+        AddressSpace::new_bus_number(bus, bus).to_aml_bytes(&mut bytes);
+        if let Some(first) = first {
+            first.to_aml_bytes(&mut bytes);
+        }
+        AddressSpace::new_io(ports.start, ports.end.saturating_sub(1), None)
+            .to_aml_bytes(&mut bytes);
         AddressSpace::new_memory(
-            AddressSpaceCacheable::Cacheable,
+            AddressSpaceCacheable::NotCacheable,
             true,
-            window.start,
-            window.end.saturating_sub(1),
+            u32::try_from(self.memory_32.start).unwrap_or(0),
+            u32::try_from(self.memory_32.end.saturating_sub(1)).unwrap_or(u32::MAX),
             None,
         )
-    });
-    let mut resources: Vec<&dyn Aml> = vec![&bus, &config_ports, &ports, &window_32];
-    if let Some(window) = &window_64 {
-        resources.push(window);
+        .to_aml_bytes(&mut bytes);
+        if let Some(window) = self.memory_64 {
+            AddressSpace::new_memory(
+                AddressSpaceCacheable::Cacheable,
+                true,
+                window.start,
+                window.end.saturating_sub(1),
+                None,
+            )
+            .to_aml_bytes(&mut bytes);
+        }
+        ResourceBytes(bytes)
     }
-    Device::new(
-        "PCI0".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
-            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
-            &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new("_BBN".into(), &aml::ZERO),
-            &Name::new("_SEG".into(), &aml::ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
-        ],
-    )
-    .to_aml_bytes(sink);
+}
+
+/// Resources that were written out already.
+struct ResourceBytes(Vec<u8>);
+
+impl Aml for ResourceBytes {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let raw = RawBytes(&self.0);
+        ResourceTemplate::new(vec![&raw]).to_aml_bytes(sink);
+    }
+}
+
+struct RawBytes<'a>(&'a [u8]);
+
+impl Aml for RawBytes<'_> {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(self.0);
+    }
+}
+
+/// Which wired interrupt each slot's pin A leads to (ACPI 6.5 §6.2.13), pin by pin without a link device. A method: the guest
+/// makes the packages when it asks for them.
+struct InterruptRouting;
+
+impl Aml for InterruptRouting {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let routes: Vec<Route> = (0..SLOTS).map(Route).collect();
+        let routes = Package::new(routes.iter().map(|route| route as &dyn Aml).collect());
+        let answer = Return::new(&routes);
+        Method::new("_PRT".into(), 0, false, vec![&answer]).to_aml_bytes(sink);
+    }
+}
+
+struct Route(u8);
+
+impl Aml for Route {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        // Every function of the slot (0xFFFF), pin A, no link device, the interrupt's number.
+        let place = u32::from(self.0) << 16 | 0xFFFF;
+        let gsi = layout::slot_gsi(self.0);
+        Package::new(vec![&place, &aml::ZERO, &aml::ZERO, &gsi]).to_aml_bytes(sink);
+    }
 }
 
 fn serial_port(sink: &mut Vec<u8>) {

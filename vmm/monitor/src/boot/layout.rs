@@ -55,15 +55,26 @@ pub const RAM_HOLE_START: u64 = 3 * GIB;
 pub const RAM_HOLE_END: u64 = 4 * GIB;
 
 /// 32-bit PCI memory window of bus 0.
-pub const PCI_WINDOW_32: Range<u64> = 0xC000_0000..0xEB00_0000;
-/// 32-bit PCI memory window of bus 1: half a MiB for each of its slots.
-pub const HOT_PLUG_WINDOW: Range<u64> = 0xEB00_0000..0xEC00_0000;
+pub const PCI_WINDOW_32: Range<u64> = 0xC000_0000..0xE000_0000;
+/// 32-bit PCI memory window of bus 1: half a MiB for each of its slots, and several GPUs of 16 MiB beside them.
+pub const HOT_PLUG_WINDOW: Range<u64> = 0xE000_0000..0xEC00_0000;
 /// Memory-mapped configuration space (PCI Express 5.0 §7.2.2), 1 MiB a bus.
 pub const ECAM_START: u64 = 0xEC00_0000;
 /// Size of the configuration space of buses 0 and 1.
 pub const ECAM_SIZE: u64 = 2 * MIB;
-/// I/O ports that PCI functions can have.
-pub const PCI_IO_WINDOW: Range<u16> = 0x1000..0xFFFF;
+/// I/O ports that functions on bus 0 can have.
+pub const PCI_IO_WINDOW: Range<u16> = 0x1000..0x9000;
+/// I/O ports that functions on bus 1 can have.
+pub const HOT_PLUG_IO_WINDOW: Range<u16> = 0x9000..0xF000;
+/// First of the wired interrupts of PCI slots: slot n has this plus n modulo [`PCI_GSI_COUNT`], on both buses.
+pub const PCI_GSI_START: u32 = 16;
+/// Number of wired interrupts that PCI slots share: the rest of the I/O APIC's inputs.
+pub const PCI_GSI_COUNT: u32 = 8;
+
+/// The wired interrupt of a slot.
+pub fn slot_gsi(slot: u8) -> u32 {
+    PCI_GSI_START + u32::from(slot) % PCI_GSI_COUNT
+}
 
 /// I/O APIC (Intel 82093AA §3.0).
 pub const IO_APIC_START: u32 = 0xFEC0_0000;
@@ -104,28 +115,49 @@ const HYPERTRANSPORT_END: u64 = 0x100_0000_0000;
 
 /// Places the window for `ram` bytes of RAM and a guest MAXPHYADDR of `bits`. `None` if the RAM leaves no room.
 ///
-/// It starts at a quarter of the address space, at most at 256 GiB, and stays below 1 TiB while RAM allows: IOMMUs that
-/// translate fewer bits than the CPU has can then still map it, and AMD's reserved range is left out.
-pub fn pci_window_64(ram: u64, bits: u8) -> Option<PciWindow64> {
+/// It starts at a quarter of the address space, at most at 256 GiB, and stays below 1 TiB while RAM and `bars`, the size of
+/// what is to be placed on bus 0, allow: IOMMUs that translate fewer bits than the CPU has can then still map it, and AMD's
+/// reserved range is left out.
+pub fn pci_window_64(ram: u64, bars: u64, bits: u8) -> Option<PciWindow64> {
     let ram_end = ram_ranges(ram)
         .last()
         .map_or(0, |(start, length)| start.saturating_add(*length));
     let top = 1_u64.checked_shl(u32::from(bits)).unwrap_or(u64::MAX);
     let unit = (top / 4).clamp(GIB, 256 * GIB);
     let below = round_up(ram_end, unit)?.max(unit);
-    let window = if below < HYPERTRANSPORT_START {
-        PciWindow64 {
-            start: below,
-            end: top.min(HYPERTRANSPORT_START),
-        }
-    } else {
-        let start = below.max(HYPERTRANSPORT_END);
-        PciWindow64 {
-            start,
-            end: top.min(start.saturating_add(1024 * GIB)),
-        }
+    let low = PciWindow64 {
+        start: below,
+        end: top.min(HYPERTRANSPORT_START),
     };
-    (window.start < window.end).then_some(window)
+    // Rounded up for the gaps that alignment leaves.
+    let bars = bars.checked_next_power_of_two()?;
+    let start = below.max(HYPERTRANSPORT_END);
+    let size = bars.saturating_mul(2).max(1024 * GIB);
+    let high = PciWindow64 {
+        start,
+        end: top.min(start.saturating_add(size)),
+    };
+    let is_there = |window: &PciWindow64| window.start < window.end;
+    let takes = |window: &PciWindow64| {
+        let half = window.halves().0;
+        is_there(window) && half.end.saturating_sub(half.start) >= bars
+    };
+    // Neither large enough: placing the BARs tells which did not fit.
+    [low, high]
+        .into_iter()
+        .find(takes)
+        .or(Some(low).filter(is_there))
+        .or(Some(high).filter(is_there))
+}
+
+impl PciWindow64 {
+    /// What of it is for bus 0, and what for bus 1.
+    pub fn halves(self) -> (Self, Self) {
+        let half = self.end.saturating_sub(self.start) / 2 / GIB * GIB;
+        let middle = self.start.saturating_add(half);
+        let (start, end) = (self.start, self.end);
+        (Self { start, end: middle }, Self { start: middle, end })
+    }
 }
 
 /// Rounds up to a power of two; `None` on overflow.

@@ -1,10 +1,13 @@
 //! From a command line to an exit code.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::FromRawFd;
+use std::path::PathBuf;
 
 use fief_api::InstanceState;
 
-use super::{Args, exit_code};
+use super::{Args, DeviceFd, exit_code};
 use crate::config::VmConfig;
 use crate::events::{self, EventError, Events};
 use crate::logger::{self, LogError};
@@ -32,6 +35,11 @@ enum Fatal {
     Configuration(#[source] RequestError),
     #[error("the machine that the configuration file describes cannot be started: {0}")]
     Start(String),
+    #[error(
+        "--device-fd {}={descriptor}: there is no such descriptor, or it was given twice; pass each opened and once",
+        path.display()
+    )]
+    Descriptor { path: PathBuf, descriptor: i32 },
     #[error("the host does not give the monitor what it needs")]
     Host(#[source] io::Error),
 }
@@ -51,7 +59,10 @@ pub fn run(args: &Args) -> u8 {
         return print(&crate::probe::probe());
     }
     logger::install(&args.id);
-    let files = Files::new();
+    let files = match take_devices(args) {
+        Ok(devices) => Files::with_devices(devices),
+        Err(fatal) => return tell(&fatal),
+    };
     let events = match Events::open(&files, args.event_path.as_deref()) {
         Ok(events) => events,
         Err(error) => return tell(&error.into()),
@@ -71,6 +82,29 @@ pub fn run(args: &Args) -> u8 {
             tell(&fatal)
         }
     }
+}
+
+/// The device nodes that came as descriptors; they are closed for programs that this one might start.
+fn take_devices(args: &Args) -> Result<Vec<(PathBuf, File)>, Fatal> {
+    let mut taken = Vec::new();
+    for DeviceFd { path, descriptor } in &args.device_fds {
+        // SAFETY: fcntl looks at any number; it fails for one that is no open descriptor.
+        let flags = unsafe { libc::fcntl(*descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+        let twice = args
+            .device_fds
+            .iter()
+            .filter(|other| other.descriptor == *descriptor);
+        if flags < 0 || twice.count() > 1 {
+            return Err(Fatal::Descriptor {
+                path: path.clone(),
+                descriptor: *descriptor,
+            });
+        }
+        // SAFETY: the descriptor is open, was passed for this, and is taken once: nothing in this process had it before.
+        let file = unsafe { File::from_raw_fd(*descriptor) };
+        taken.push((path.clone(), file));
+    }
+    Ok(taken)
 }
 
 fn judge(end: End) -> (ExitReason, u8) {

@@ -2,11 +2,14 @@
 //! hold an invalid machine.
 
 mod network;
+mod passthrough;
 
 use std::path::PathBuf;
 
+use fief_api::PciAddress;
 use fief_devices::limiter::Limits;
 pub use network::{InterfaceConfig, MAX_INTERFACES, insert_interface};
+pub use passthrough::{MAX_DEVICES, PassthroughConfig, Source, insert_device};
 
 /// Everything that a machine is built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +25,8 @@ pub struct VmConfig {
     /// virtio-rng with its limits, if there is one.
     pub entropy: Option<Limits>,
     pub balloon: Option<BalloonConfig>,
-    /// The host's devices write to guest RAM by themselves, so that its pages must stay where they are (passthrough).
-    pub pinned_memory: bool,
+    /// In the order they were added.
+    pub passthrough: Vec<PassthroughConfig>,
     pub serial: SerialConfig,
     pub on_reboot: OnReboot,
 }
@@ -111,6 +114,21 @@ pub enum ConfigError {
          out"
     )]
     BalloonWithPinnedMemory,
+    #[error("the device id '{0}' is not allowed; use 1 to 64 letters, digits and underscores")]
+    DeviceId(String),
+    #[error(
+        "device {id}: companions must be other functions of the device that {first} is of, each named once; give another \
+         device an id of its own"
+    )]
+    Companions { id: String, first: PciAddress },
+    #[error("device {second} cannot have a function of device {first}; give each function once")]
+    SameFunction { first: String, second: String },
+    #[error("there are {MAX_DEVICES} passed-through devices already; remove one first")]
+    TooManyDevices,
+    #[error(
+        "a device of another process needs memory that it can share, which huge_pages 2M is not; leave one of them out"
+    )]
+    SharedHugePages,
     #[error("{name} is empty; give a path")]
     EmptyPath { name: &'static str },
     #[error(
@@ -313,7 +331,7 @@ impl VmConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         if let Some(balloon) = &self.balloon {
             balloon.check(self.memory.size_mib)?;
-            if self.pinned_memory {
+            if self.passthrough.iter().any(PassthroughConfig::pins_memory) {
                 return Err(ConfigError::BalloonWithPinnedMemory);
             }
         }

@@ -143,7 +143,7 @@ fn least() -> VmConfig {
         vsock: None,
         entropy: None,
         balloon: None,
-        pinned_memory: false,
+        passthrough: Vec::new(),
         serial: SerialConfig::Stdio,
         on_reboot: OnReboot::Exit,
     }
@@ -151,7 +151,19 @@ fn least() -> VmConfig {
 
 #[test]
 fn a_balloon_is_no_larger_than_its_guest_and_nothing_of_it_is_pinned() {
-    let machine = |target_mib, pinned_memory| VmConfig {
+    let device = |pins| PassthroughConfig {
+        id: "d".to_owned(),
+        source: match pins {
+            true => Source::Host {
+                functions: vec!["01:00.0".parse().unwrap()],
+                group: None,
+            },
+            false => Source::Process { socket: "s".into() },
+        },
+        peer_access: false,
+        allow_no_reset: false,
+    };
+    let machine = |target_mib, pins| VmConfig {
         balloon: Some(BalloonConfig {
             target_mib,
             deflate_on_oom: true,
@@ -159,7 +171,7 @@ fn a_balloon_is_no_larger_than_its_guest_and_nothing_of_it_is_pinned() {
             statistics: true,
             interval_s: 0,
         }),
-        pinned_memory,
+        passthrough: vec![device(pins)],
         ..least()
     };
     assert_eq!(machine(1, false).check(), Ok(()));

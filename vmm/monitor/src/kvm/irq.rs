@@ -4,10 +4,13 @@
 //! a new message, never when it is merely masked, and not at all for a machine whose devices raise no MSI.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fief_devices::irq::{InterruptLine, MsiAllocator, MsiMessage, MsiVector};
+use fief_devices::irq::{
+    ExternalVector, InterruptLine, MsiAllocator, MsiMessage, MsiVector, ResampledLine,
+};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
@@ -50,6 +53,14 @@ impl GsiTable {
 
     /// The line of a wired interrupt.
     pub fn line(self: &Arc<Self>, gsi: u32) -> Arc<dyn InterruptLine> {
+        Arc::new(Line {
+            vm: Arc::clone(&self.vm),
+            gsi,
+        })
+    }
+
+    /// The line of a wired interrupt that others raise.
+    pub fn resampled_line(self: &Arc<Self>, gsi: u32) -> Arc<dyn ResampledLine> {
         Arc::new(Line {
             vm: Arc::clone(&self.vm),
             gsi,
@@ -176,28 +187,94 @@ struct Allocator {
 impl MsiAllocator for Allocator {
     fn allocate(&self, count: u16) -> io::Result<Vec<Arc<dyn MsiVector>>> {
         let vector = |_| {
-            let event = EventFd::new(EFD_NONBLOCK)?;
             let vector = Vector {
-                table: Arc::clone(&self.table),
-                gsi: self.table.allocate()?,
-                event,
+                irqfd: Irqfd::new(&self.table)?,
                 open: AtomicBool::new(false),
-                connected: Mutex::new(false),
             };
             Ok(Arc::new(vector) as Arc<dyn MsiVector>)
         };
         (0..count).map(vector).collect()
     }
+
+    fn allocate_external(&self, count: u16) -> io::Result<Vec<Arc<dyn ExternalVector>>> {
+        let vector = |_| Ok(Arc::new(Irqfd::new(&self.table)?) as Arc<dyn ExternalVector>);
+        (0..count).map(vector).collect()
+    }
 }
 
-struct Vector {
+/// A GSI of its own, and the eventfd that raises it while they are connected.
+struct Irqfd {
     table: Arc<GsiTable>,
     gsi: u32,
     event: EventFd,
+    connected: Mutex<bool>,
+}
+
+impl Irqfd {
+    fn new(table: &Arc<GsiTable>) -> io::Result<Self> {
+        Ok(Self {
+            event: EventFd::new(EFD_NONBLOCK)?,
+            gsi: table.allocate()?,
+            table: Arc::clone(table),
+            connected: Mutex::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// KVM looks at the event when it is connected, so that what came before is raised then (virt/kvm/eventfd.c).
+impl ExternalVector for Irqfd {
+    fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    fn connect(&self, message: MsiMessage) -> io::Result<()> {
+        self.table.set_route(self.gsi, message)?;
+        let mut connected = self.lock();
+        if !*connected {
+            self.table.vm.register_irqfd(&self.event, self.gsi)?;
+            *connected = true;
+        }
+        Ok(())
+    }
+
+    fn disconnect(&self) -> io::Result<()> {
+        let mut connected = self.lock();
+        if *connected {
+            self.table.vm.unregister_irqfd(&self.event, self.gsi)?;
+            *connected = false;
+        }
+        Ok(())
+    }
+
+    fn is_pending(&self) -> bool {
+        let mut entry = libc::pollfd {
+            fd: self.event.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is to one entry; nothing is waited for.
+        let ready = unsafe { libc::poll(&mut entry, 1, 0) };
+        ready > 0 && !*self.lock()
+    }
+
+    fn clear(&self) {
+        // EAGAIN: nothing was pending.
+        let _ = self.event.read();
+    }
+}
+
+/// A vector that the monitor raises.
+struct Vector {
+    /// Connected at the first route, so that unused vectors cost nothing.
+    irqfd: Irqfd,
     /// Not masked. The device model keeps what arrives while masked (its PBA), so nothing is kept here.
     open: AtomicBool,
-    /// The irqfd is registered: done at the first route, so that unused vectors cost nothing.
-    connected: Mutex<bool>,
 }
 
 impl MsiVector for Vector {
@@ -206,29 +283,21 @@ impl MsiVector for Vector {
             self.open.store(false, Ordering::Release);
             return Ok(());
         };
-        self.table.set_route(self.gsi, message)?;
-        let mut connected = self
-            .connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !*connected {
-            self.table.vm.register_irqfd(&self.event, self.gsi)?;
-            *connected = true;
-        }
+        self.irqfd.connect(message)?;
         self.open.store(true, Ordering::Release);
         Ok(())
     }
 
     fn trigger(&self) -> io::Result<()> {
         if self.open.load(Ordering::Acquire) {
-            self.event.write(1)
+            self.irqfd.event.write(1)
         } else {
             Ok(())
         }
     }
 }
 
-impl Drop for Vector {
+impl Drop for Irqfd {
     fn drop(&mut self) {
         let connected = self.connected.get_mut();
         if *connected.unwrap_or_else(PoisonError::into_inner)
@@ -242,7 +311,8 @@ impl Drop for Vector {
     }
 }
 
-/// A wired interrupt, raised by an ioctl: an irqfd to the I/O APIC would go through a kernel thread of the host.
+/// A wired interrupt, raised by an ioctl where the monitor does it: an irqfd to the I/O APIC goes through a kernel thread of
+/// the host.
 struct Line {
     vm: Arc<VmFd>,
     gsi: u32,
@@ -256,6 +326,24 @@ impl InterruptLine for Line {
 
     fn set(&self, active: bool) -> io::Result<()> {
         Ok(self.vm.set_irq_line(self.gsi, active)?)
+    }
+}
+
+impl ResampledLine for Line {
+    fn gsi(&self) -> u32 {
+        self.gsi
+    }
+
+    fn connect(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.vm
+            .register_irqfd_with_resample(trigger, resample, self.gsi)
+            .map_err(Into::into)
+    }
+
+    fn disconnect(&self, trigger: &EventFd, _resample: &EventFd) -> io::Result<()> {
+        self.vm
+            .unregister_irqfd(trigger, self.gsi)
+            .map_err(Into::into)
     }
 }
 

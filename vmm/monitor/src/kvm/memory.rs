@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fief_devices::GuestRam;
 use fief_devices::ram::{GuestRegion, ReleasePages};
@@ -50,6 +52,10 @@ pub struct GuestMemory {
     ram: GuestRam,
     size: u64,
     backing: MemoryBacking,
+    /// The file that RAM is a mapping of.
+    file: Option<File>,
+    /// How many have pinned it.
+    pins: AtomicUsize,
 }
 
 impl GuestMemory {
@@ -76,12 +82,36 @@ impl GuestMemory {
             ram,
             size,
             backing: config.backing.clone(),
+            file,
+            pins: AtomicUsize::new(0),
         })
+    }
+
+    /// The file that other processes can map to share RAM, if there is one; its pieces lie in it one after another.
+    pub fn shared_file(&self) -> Option<&File> {
+        self.file
+            .as_ref()
+            .filter(|_| self.backing == MemoryBacking::Memfd)
+    }
+
+    /// Keeps pages where they are until the pin is dropped: something of the host's writes to them by itself.
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.pins.fetch_add(1, Ordering::SeqCst);
+        Pin(Arc::clone(self))
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::SeqCst) > 0
     }
 
     /// Guest RAM as devices see it.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// How many of KVM's memory slots it takes, from number 0 on.
+    pub fn slot_count(&self) -> u32 {
+        u32::try_from(self.ram.num_regions()).unwrap_or(u32::MAX)
     }
 
     /// Size in bytes.
@@ -118,8 +148,9 @@ impl GuestMemory {
     pub fn clear(&self) -> Result<(), MemoryError> {
         for region in self.ram.iter() {
             let length = usize::try_from(region.len()).unwrap_or(0);
-            // A private mapping of a file shows the file again once its pages are dropped.
-            if matches!(self.backing, MemoryBacking::File(_)) {
+            // A private mapping of a file shows the file again once its pages are dropped; and a device goes on writing to
+            // pages that were dropped while it had them pinned.
+            if matches!(self.backing, MemoryBacking::File(_)) || self.is_pinned() {
                 // SAFETY: the range is exactly one mapped, writable region and no reference into it exists; vm-memory
                 // hands out none.
                 unsafe { std::ptr::write_bytes(region.as_ptr(), 0, length) };
@@ -132,9 +163,10 @@ impl GuestMemory {
     }
 
     /// Memory can be given back in parts. Not so pages of hugetlbfs: either the host keeps them reserved for the guest, or
-    /// it lets others have them, and the guest dies (SIGBUS) when it touches one again and there is none left.
+    /// it lets others have them, and the guest dies (SIGBUS) when it touches one again and there is none left. Nor while it
+    /// is pinned.
     pub fn can_release(&self) -> bool {
-        self.backing != MemoryBacking::HugeTlb
+        self.backing != MemoryBacking::HugeTlb && !self.is_pinned()
     }
 
     /// Gives the pages of a range back to the host.
@@ -154,6 +186,15 @@ impl GuestMemory {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+/// Guest RAM is pinned as long as this is there.
+pub struct Pin(Arc<GuestMemory>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -3,10 +3,12 @@
 pub mod coalesced;
 pub mod cpuid;
 pub mod doorbell;
+pub mod groups;
 pub mod irq;
 pub mod irqchip;
 pub mod memory;
 pub mod msrs;
+pub mod slots;
 pub mod vcpu;
 
 use std::fs::File;

@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock};
 use kvm_ioctls::VmFd;
 
 use super::control::Control;
-use super::devices::{Devices, MachineBuses};
+use super::devices::{DeviceError, Devices, MachineBuses};
 use super::files::Files;
+use super::passthrough::{Opened, Opener};
 use super::vcpus::{self, Late, Shared};
 use super::{Machine, MachineError, OnEvent};
 use crate::boot::acpi::{self, Platform};
@@ -70,12 +71,31 @@ pub fn build(config: &VmConfig, files: &Files, on_event: OnEvent) -> Result<Mach
     for index in 0..vcpu_count {
         unfinished.threads.push(vcpus::spawn(&shared, index)?);
     }
-    let window = layout::pci_window_64(memory.size(), cpuid::physical_bits(host.supported_cpuid()));
-    let (devices, buses) = Devices::new(config, files, &memory, &vm_fd, window, &control)?;
+    let opener = Opener::new(files, &memory, &vm_fd);
+    let opened: Result<Vec<_>, _> = config.passthrough.iter().map(|d| opener.open(d)).collect();
+    let opened = opened.map_err(DeviceError::from)?;
+    let bars = opened
+        .iter()
+        .map(Opened::memory)
+        .fold(0, u64::saturating_add);
+    let bits = cpuid::physical_bits(host.supported_cpuid());
+    let window = layout::pci_window_64(memory.size(), bars, bits);
+    let wired_interrupts = opened.iter().any(Opened::is_wired);
+    let passthrough = (opener, opened);
+    let (devices, buses) = Devices::new(
+        config,
+        files,
+        &memory,
+        &vm_fd,
+        window,
+        &control,
+        passthrough,
+    )?;
     boot_files.vcpus = vcpu_count;
     boot_files.acpi = acpi::tables(Platform {
         vcpus: vcpu_count,
         pci_window_64: window,
+        wired_interrupts,
     });
     let entry = boot::load(&boot_files, memory.ram(), memory.size())?;
     let restart = Restart {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::kick::Kicks;
-use super::{Event, ExitReason, MachineError, OnEvent};
+use super::{Event, ExitReason, MachineError, Notice, OnEvent, Released};
 use crate::config::OnReboot;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::Entry;
@@ -216,9 +216,14 @@ impl Control {
         self.announce(&state);
     }
 
-    /// The guest let go of a drive.
-    pub fn released(&self, drive: String) {
-        (self.on_event)(Event::Released(drive));
+    /// The guest let go of something.
+    pub fn released(&self, what: Released) {
+        (self.on_event)(Event::Released(what));
+    }
+
+    /// Something happened to a passed-through device.
+    pub fn noticed(&self, id: String, notice: Notice) {
+        (self.on_event)(Event::Noticed(id, notice));
     }
 
     /// Ends the machine; the first reason counts and is reported.

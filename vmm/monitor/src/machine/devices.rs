@@ -11,8 +11,8 @@ use fief_devices::legacy::{
 };
 use fief_devices::limiter::Limits;
 use fief_devices::pci::{
-    CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_SIZE, HostBridge, PciError, PciRoot, PciWindows, Window,
-    hotplug,
+    CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_SIZE, HostBridge, HotPlug, PciError, PciRoot, PciWindows,
+    Window, hotplug,
 };
 use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
@@ -23,15 +23,17 @@ use fief_devices::virtio::vsock::{Vsock, VsockError};
 use fief_devices::worker::{Place, SharedWorker, ThreadKind};
 use kvm_ioctls::VmFd;
 
-use super::ExitReason;
 use super::control::Control;
-use super::drives::{DriveError, Drives, Transport};
+use super::drives::{self, DriveError, Drives, Transport};
 use super::files::Files;
+use super::passthrough::{self, AttachError, Opened, Opener, Passthroughs};
+use super::{ExitReason, Released};
 use crate::boot::layout::{self, PciWindow64};
 use crate::config::{BalloonConfig, InterfaceConfig, SerialConfig, VmConfig};
 use crate::kvm::doorbell::IoEventDoorbells;
 use crate::kvm::irq::GsiTable;
 use crate::kvm::memory::GuestMemory;
+use crate::kvm::slots::KvmSlots;
 use crate::kvm::vcpu::Buses;
 
 /// How long the end of a machine waits for a full serial output to take more.
@@ -50,6 +52,8 @@ pub enum DeviceError {
     Worker(io::Error),
     #[error(transparent)]
     Drive(#[from] DriveError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     #[error("cannot make the source of random numbers: {0}; raise the limit of open files")]
     Entropy(io::Error),
     #[error("cannot attach interface {id} to {tap}: {source}")]
@@ -105,7 +109,9 @@ pub struct Devices {
     power: Arc<Power>,
     uart: Arc<Uart>,
     pci: PciBuses,
+    hot_plug: Arc<HotPlug>,
     drives: Drives,
+    passthrough: Passthroughs,
     /// The virtio functions that stay.
     virtio: Vec<Arc<VirtioPci>>,
     serial: Mutex<Serial>,
@@ -122,7 +128,7 @@ enum Serial {
 }
 
 impl Devices {
-    /// Makes every device of `config` and puts it on its bus.
+    /// Makes every device of `config` and puts it on its bus. Those that are passed through were `opened` before.
     ///
     /// # Errors
     /// See [`DeviceError`].
@@ -133,6 +139,7 @@ impl Devices {
         vm: &Arc<VmFd>,
         window: Option<PciWindow64>,
         control: &Arc<Control>,
+        (opener, opened): (Opener, Vec<Opened>),
     ) -> Result<(Arc<Self>, MachineBuses), DeviceError> {
         let gsis = GsiTable::new(Arc::clone(vm));
         let mut ports = Bus::new();
@@ -171,12 +178,23 @@ impl Devices {
             vectors: gsis.msi_allocator(),
             doorbells: Arc::new(IoEventDoorbells::new(Arc::clone(vm))),
         };
-        let drives = Drives::new(files, transport, &pci.hot_plug, &power, control);
+        let tables = Tables::default();
+        let hot_plug = tables.hot_plug(&pci.hot_plug, &power, control);
         ports.insert(
             hotplug::HOT_PLUG_PORT,
             hotplug::HOT_PLUG_PORT_COUNT,
-            Arc::clone(drives.hot_plug()) as _,
+            Arc::clone(&hot_plug) as _,
         )?;
+        let drives = Drives::new(files, transport, Arc::clone(&hot_plug), tables.drives);
+        let passthrough = Passthroughs::new(passthrough::Parts {
+            opener,
+            slots: Arc::new(KvmSlots::new(Arc::clone(vm), ram.slot_count())),
+            gsis: Arc::clone(&gsis),
+            hot_plug: Arc::clone(&hot_plug),
+            worker: Arc::clone(&slow),
+            control: Arc::clone(control),
+            table: tables.passthrough,
+        });
         // Drives first, so that the root device is the guest's first disk.
         for drive in &config.drives {
             drives.insert(drive, &pci.fixed)?;
@@ -187,11 +205,16 @@ impl Devices {
             pci.fixed.add(Arc::clone(&function) as _)?;
             virtio.push(function);
         }
+        for device in opened {
+            passthrough.insert(device, &pci.fixed)?;
+        }
         let devices = Arc::new(Self {
             power,
             uart,
             pci,
+            hot_plug,
             drives,
+            passthrough,
             virtio,
             serial: Mutex::new(Serial::Idle(serial)),
             slow,
@@ -206,6 +229,11 @@ impl Devices {
     /// The drives, to add, change and release them.
     pub fn drives(&self) -> &Drives {
         &self.drives
+    }
+
+    /// The passed-through devices, to add and release them.
+    pub fn passthrough(&self) -> &Passthroughs {
+        &self.passthrough
     }
 
     fn functions(&self) -> impl Iterator<Item = Arc<VirtioPci>> {
@@ -280,15 +308,46 @@ impl Devices {
         if let Serial::Idle(handler) = &mut *serial {
             handler.flush(SERIAL_PATIENCE);
         }
+        drop(serial);
+        self.passthrough.finish();
     }
 
     /// Brings all devices to their state after power-on, while the vCPUs stand still. The serial port's host side works on.
     pub fn reset(&self) {
-        self.drives.hot_plug().reset();
+        self.hot_plug.reset();
         self.pci.fixed.reset();
         self.pci.hot_plug.reset();
         self.power.reset();
         self.uart.reset();
+    }
+}
+
+/// What comes to the hot-plug bus and goes from it.
+#[derive(Default)]
+struct Tables {
+    drives: Arc<drives::Table>,
+    passthrough: Arc<passthrough::Table>,
+}
+
+impl Tables {
+    /// The controller of `bus`. Releases are reported to `control`.
+    fn hot_plug(
+        &self,
+        bus: &Arc<PciRoot>,
+        power: &Arc<Power>,
+        control: &Arc<Control>,
+    ) -> Arc<HotPlug> {
+        let (drives, passthrough) = (Arc::clone(&self.drives), Arc::clone(&self.passthrough));
+        let control = Arc::clone(control);
+        let on_ejected = Box::new(move |slot| {
+            if let Some(id) = drives.ejected(slot) {
+                control.released(Released::Drive(id));
+            } else if let Some(id) = passthrough.ejected(slot) {
+                control.released(Released::Device(id));
+            }
+        });
+        let hot_plug = HotPlug::new(Arc::clone(bus), Arc::clone(power), on_ejected);
+        Arc::new(hot_plug)
     }
 }
 
@@ -408,16 +467,17 @@ impl PciBuses {
         ports: &mut Bus,
         memory: &mut Bus,
     ) -> Result<Self, DeviceError> {
-        let io = layout::PCI_IO_WINDOW;
+        let ports_of = |io: Range<u16>| u64::from(io.start)..u64::from(io.end);
+        let halves = window.map(PciWindow64::halves);
         let fixed = PciWindows {
-            io: u64::from(io.start)..u64::from(io.end),
+            io: ports_of(layout::PCI_IO_WINDOW),
             mmio32: layout::PCI_WINDOW_32,
-            mmio64: window.map_or(0..0, |w| w.start..w.end),
+            mmio64: halves.map_or(0..0, |(w, _)| w.start..w.end),
         };
         let hot_plug = PciWindows {
-            io: 0..0,
+            io: ports_of(layout::HOT_PLUG_IO_WINDOW),
             mmio32: layout::HOT_PLUG_WINDOW,
-            mmio64: 0..0,
+            mmio64: halves.map_or(0..0, |(_, w)| w.start..w.end),
         };
         let fixed = Arc::new(PciRoot::new(fixed));
         let hot_plug = Arc::new(PciRoot::new(hot_plug));

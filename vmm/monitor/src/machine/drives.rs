@@ -11,14 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fief_devices::GuestRam;
 use fief_devices::doorbell::Doorbells;
 use fief_devices::irq::MsiAllocator;
-use fief_devices::legacy::Power;
 use fief_devices::limiter::Limits;
 use fief_devices::pci::{HotPlug, PciError, PciRoot};
 use fief_devices::virtio::VirtioDevice;
 use fief_devices::virtio::block::{Block, BlockConfig, BlockError, EngineKind};
 use fief_devices::virtio::pci::{Platform, TransportError, VirtioPci};
 
-use super::control::Control;
+use super::Plugged;
 use super::files::Files;
 use crate::config::DriveConfig;
 
@@ -70,14 +69,6 @@ impl Transport {
     }
 }
 
-/// A drive on the bus, as the control side sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DriveStatus {
-    pub id: String,
-    /// The guest was asked to release it, and has not.
-    pub leaving: bool,
-}
-
 /// A drive on the bus.
 #[derive(Clone)]
 struct Attached {
@@ -97,9 +88,26 @@ enum Place {
     Slot(u8),
 }
 
-type Table = Mutex<Vec<Attached>>;
-
 /// The drives on the bus.
+#[derive(Default)]
+pub struct Table(Mutex<Vec<Attached>>);
+
+impl Table {
+    /// The guest let go of what was in `slot` of the hot-plug bus: gives its id if it was a drive, which is gone then.
+    pub fn ejected(&self, slot: u8) -> Option<String> {
+        let mut attached = self.lock();
+        let place = attached
+            .iter()
+            .position(|drive| drive.place == Place::Slot(slot));
+        place.map(|place| attached.remove(place).config.id)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Attached>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds, changes and releases drives.
 pub struct Drives {
     files: Files,
     transport: Transport,
@@ -108,38 +116,19 @@ pub struct Drives {
 }
 
 impl Drives {
-    /// None yet; `bus` is for those that come later. Releases are reported to `control`.
+    /// Those in `table`, which is empty yet; `hot_plug` is for those that come later.
     pub fn new(
         files: &Files,
         transport: Transport,
-        bus: &Arc<PciRoot>,
-        power: &Arc<Power>,
-        control: &Arc<Control>,
+        hot_plug: Arc<HotPlug>,
+        table: Arc<Table>,
     ) -> Self {
-        let table: Arc<Table> = Arc::default();
-        let (attached, control) = (Arc::clone(&table), Arc::clone(control));
-        let on_ejected = Box::new(move |slot| {
-            let mut attached = lock(&attached);
-            let place = attached
-                .iter()
-                .position(|drive| drive.place == Place::Slot(slot));
-            if let Some(gone) = place.map(|place| attached.remove(place)) {
-                drop(attached);
-                control.released(gone.config.id);
-            }
-        });
-        let hot_plug = HotPlug::new(Arc::clone(bus), Arc::clone(power), on_ejected);
         Self {
             files: files.clone(),
             transport,
-            hot_plug: Arc::new(hot_plug),
+            hot_plug,
             table,
         }
-    }
-
-    /// The controller, for the port bus.
-    pub fn hot_plug(&self) -> &Arc<HotPlug> {
-        &self.hot_plug
     }
 
     pub fn transport(&self) -> &Transport {
@@ -174,7 +163,7 @@ impl Drives {
         let function = self.transport.function(Box::new(model))?;
         let place = plug(Arc::clone(&function))?;
         // No guest can have ejected it yet: it was not asked.
-        lock(&self.table).push(Attached {
+        self.table.lock().push(Attached {
             config: config.clone(),
             place,
             function,
@@ -209,7 +198,7 @@ impl Drives {
         }
         drive.change(|block| block.replace_file(file))?;
         drive.function.config_changed();
-        if let Some(place) = lock(&self.table).iter_mut().find(|d| d.config.id == id) {
+        if let Some(place) = self.table.lock().iter_mut().find(|d| d.config.id == id) {
             place.config.path = drive.config.path;
             place.lock = drive.lock;
         }
@@ -235,9 +224,9 @@ impl Drives {
     }
 
     /// What is on the bus, in the order of the guest.
-    pub fn status(&self) -> Vec<DriveStatus> {
-        let drives = lock(&self.table).clone();
-        let status = |drive: Attached| DriveStatus {
+    pub fn status(&self) -> Vec<Plugged> {
+        let drives = self.table.lock().clone();
+        let status = |drive: Attached| Plugged {
             leaving: match drive.place {
                 Place::Fixed => false,
                 Place::Slot(slot) => self.hot_plug.is_asked(slot),
@@ -249,14 +238,14 @@ impl Drives {
 
     /// The functions of all drives.
     pub fn functions(&self) -> Vec<Arc<VirtioPci>> {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         table.iter().map(|d| Arc::clone(&d.function)).collect()
     }
 
     /// A drive. The table is not locked while anything is done with it: an ejection takes its lock under that of the
     /// controller.
     fn find(&self, id: &str) -> Result<Attached, DriveError> {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         let drive = table.iter().find(|drive| drive.config.id == id).cloned();
         drive.ok_or_else(|| DriveError::Unknown(id.to_owned()))
     }
@@ -286,10 +275,6 @@ fn same(one: &File, other: &File) -> bool {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
     }
-}
-
-fn lock(table: &Table) -> MutexGuard<'_, Vec<Attached>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(drive: &DriveConfig, files: &Files) -> Result<File, DriveError> {

@@ -5,7 +5,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where tap devices are opened.
 const TUN_DEVICE: &str = "/dev/net/tun";
@@ -20,11 +22,21 @@ struct InterfaceRequest {
 
 /// Opens what a machine description names. Nothing else in the monitor opens a path.
 #[derive(Debug, Default, Clone)]
-pub struct Files {}
+pub struct Files {
+    /// Device nodes that came as descriptors, by path.
+    passed: Arc<Vec<(PathBuf, File)>>,
+}
 
 impl Files {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With device nodes that whoever started the monitor has opened for it.
+    pub fn with_devices(passed: Vec<(PathBuf, File)>) -> Self {
+        Self {
+            passed: Arc::new(passed),
+        }
     }
 
     /// Opens a regular file (kernel, initrd, image) for reading.
@@ -85,12 +97,24 @@ impl Files {
         }
     }
 
-    /// Opens a character device for reading and writing.
+    /// Opens a character device for reading and writing; one that was passed in is not opened again.
     ///
     /// # Errors
     /// The device cannot be opened.
     pub fn open_device(&self, path: &Path) -> io::Result<File> {
+        let mut passed = self.passed.iter();
+        if let Some((_, device)) = passed.find(|(passed, _)| passed == path) {
+            return device.try_clone();
+        }
         OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    /// Connects to the unix socket at `path`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(&self, path: &Path) -> io::Result<UnixStream> {
+        UnixStream::connect(path)
     }
 
     /// Attaches to the tap device `name` of the monitor's network namespace. Reads and writes do not block, and every frame

@@ -6,6 +6,7 @@ mod devices;
 mod drives;
 pub mod files;
 mod kick;
+mod passthrough;
 mod vcpus;
 
 use std::path::Path;
@@ -16,13 +17,15 @@ use fief_devices::limiter::Limits;
 use fief_devices::virtio::balloon::BalloonControl;
 
 use crate::boot::BootError;
-use crate::config::{DriveConfig, VmConfig};
+use crate::config::{DriveConfig, PassthroughConfig, VmConfig};
 use crate::kvm::KvmError;
 use crate::kvm::memory::MemoryError;
 use control::Control;
 use devices::Devices;
-pub use drives::{DriveError, DriveStatus};
+pub use drives::DriveError;
+pub use fief_vfio::watch::Notice;
 use files::Files;
+pub use passthrough::AttachError;
 
 /// Why a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub enum MachineError {
     Device(#[from] devices::DeviceError),
     #[error(transparent)]
     Drive(#[from] DriveError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     #[error("the machine has ended")]
     Ended,
 }
@@ -65,10 +70,36 @@ pub enum MachineError {
 pub enum Event {
     /// The guest asked for a reset and the machine starts again in place. Its vCPUs are let run after this.
     Restarted,
-    /// The guest let go of the drive with this id, as it was asked to; the drive is gone.
-    Released(String),
+    /// The guest let go of something, as it was asked to.
+    Released(Released),
+    /// Something happened to the passed-through device with this id.
+    Noticed(String, Notice),
     /// The machine ended. This comes once.
     Ended(ExitReason),
+}
+
+/// A drive or a passed-through device on the bus, as the control side sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugged {
+    pub id: String,
+    /// The guest was asked to release it, and has not.
+    pub leaving: bool,
+}
+
+/// All that is on the bus and can have come while the machine ran.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AllPlugged {
+    pub drives: Vec<Plugged>,
+    pub devices: Vec<Plugged>,
+}
+
+/// What a guest let go of, by id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Released {
+    /// It is gone.
+    Drive(String),
+    /// It is closed by [`Machine::close_left`].
+    Device(String),
 }
 
 /// Called at each event, from the thread that it happens on. It must not call back into the machine, and is not to wait:
@@ -161,9 +192,33 @@ impl Machine {
         Ok(self.devices.drives().set_limits(id, limits)?)
     }
 
-    /// The drives that the machine has.
-    pub fn drives(&self) -> Vec<DriveStatus> {
-        self.devices.drives().status()
+    /// The drives and passed-through devices that the machine has.
+    pub fn plugged(&self) -> AllPlugged {
+        AllPlugged {
+            drives: self.devices.drives().status(),
+            devices: self.devices.passthrough().status(),
+        }
+    }
+
+    /// Gives a device of the host, or of another process, to the machine while it runs or is paused.
+    ///
+    /// # Errors
+    /// The device cannot be had, or the bus is full; nothing is left behind.
+    pub fn add_device(&self, config: &PassthroughConfig) -> Result<(), MachineError> {
+        Ok(self.devices.passthrough().add(config)?)
+    }
+
+    /// Asks the guest to release a passed-through device; [`Released::Device`] tells when it has.
+    ///
+    /// # Errors
+    /// There is no such device, or it stays.
+    pub fn release_device(&self, id: &str) -> Result<(), MachineError> {
+        Ok(self.devices.passthrough().ask_release(id)?)
+    }
+
+    /// Closes the passed-through devices that the guest has let go of.
+    pub fn close_left(&self) {
+        self.devices.passthrough().close_left();
     }
 
     /// A way to speak to its balloon, if it has one.

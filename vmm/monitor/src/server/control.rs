@@ -12,9 +12,11 @@ use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::with_causes;
-use crate::config::{DriveConfig, VmConfig};
+use crate::config::{DriveConfig, PassthroughConfig, VmConfig};
 use crate::events::Events;
-use crate::machine::{DriveStatus, Event, ExitReason, Machine, MachineError, OnEvent};
+use crate::machine::{
+    AllPlugged, Event, ExitReason, Machine, MachineError, Notice, OnEvent, Released,
+};
 
 /// What the API thread asks for.
 #[derive(Debug)]
@@ -30,8 +32,11 @@ pub enum Command {
     /// Puts another file behind the drive, or reads the size of its file again.
     ReplaceDriveFile(String, PathBuf),
     LimitDrive(String, Limits),
-    /// Answers with the drives that the machine has.
-    ListDrives(oneshot::Sender<Vec<DriveStatus>>),
+    AddDevice(Box<PassthroughConfig>),
+    /// Asks the guest to release the passed-through device with this id.
+    ReleaseDevice(String),
+    /// Answers with the drives and passed-through devices that the machine has.
+    ListPlugged(oneshot::Sender<AllPlugged>),
     Balloon(BalloonCommand),
     /// Other limits for a network interface.
     LimitInterface {
@@ -75,8 +80,10 @@ pub type Outcome = Result<(), String>;
 
 enum Message {
     Command(Command, oneshot::Sender<Outcome>),
-    /// The guest let go of a drive.
-    Released(String),
+    /// The guest let go of something.
+    Released(Released),
+    /// Something happened to a passed-through device.
+    Noticed(String, Notice),
     /// The machine with this number ended.
     Ended(u64, ExitReason),
 }
@@ -131,7 +138,15 @@ pub trait Guest {
     /// # Errors
     /// There is no such drive.
     fn limit_drive(&self, id: &str, limits: Limits) -> Result<(), MachineError>;
-    fn drives(&self) -> Vec<DriveStatus>;
+    /// # Errors
+    /// The device cannot be had, or the bus is full.
+    fn add_device(&self, config: &PassthroughConfig) -> Result<(), MachineError>;
+    /// # Errors
+    /// There is no such device, or it stays.
+    fn release_device(&self, id: &str) -> Result<(), MachineError>;
+    /// Closes the devices that the guest has let go of.
+    fn close_left(&self);
+    fn plugged(&self) -> AllPlugged;
     /// There is no such interface, or it cannot go on.
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError>;
     /// A way to speak to its balloon, if it has one.
@@ -167,8 +182,20 @@ impl Guest for Machine {
         Machine::limit_drive(self, id, limits)
     }
 
-    fn drives(&self) -> Vec<DriveStatus> {
-        Machine::drives(self)
+    fn add_device(&self, config: &PassthroughConfig) -> Result<(), MachineError> {
+        Machine::add_device(self, config)
+    }
+
+    fn release_device(&self, id: &str) -> Result<(), MachineError> {
+        Machine::release_device(self, id)
+    }
+
+    fn close_left(&self) {
+        Machine::close_left(self);
+    }
+
+    fn plugged(&self) -> AllPlugged {
+        Machine::plugged(self)
     }
 
     fn limit_interface(&self, id: &str, rx: Limits, tx: Limits) -> Result<(), MachineError> {
@@ -244,7 +271,8 @@ impl Control {
                 restarts.fetch_add(1, Ordering::AcqRel);
                 post.ring();
             }
-            Event::Released(drive) => post.send(Message::Released(drive)),
+            Event::Released(what) => post.send(Message::Released(what)),
+            Event::Noticed(id, notice) => post.send(Message::Noticed(id, notice)),
             Event::Ended(reason) => post.send(Message::Ended(number, reason)),
         });
         let said = |error: MachineError| with_causes(&error);
@@ -291,8 +319,16 @@ impl Control {
             Message::Ended(number, reason) => {
                 (number == self.number && self.machine.is_some()).then_some(reason)
             }
-            Message::Released(drive) => {
-                events.released(&drive);
+            Message::Released(what) => {
+                if let (Released::Device(_), Some(machine)) = (&what, &self.machine) {
+                    machine.close_left();
+                }
+                events.released(&what);
+                None
+            }
+            Message::Noticed(id, notice) => {
+                events.noticed(&id, notice);
+                self.answer_notice(&id, notice);
                 None
             }
             Message::Command(command, reply) => {
@@ -301,6 +337,15 @@ impl Control {
                 let _ = reply.send(outcome);
                 None
             }
+        }
+    }
+
+    /// Whoever wants a device back is to have it, if the guest can release it.
+    fn answer_notice(&self, id: &str, notice: Notice) {
+        if let (Notice::Requested, Some(machine)) = (notice, &self.machine)
+            && let Err(error) = machine.release_device(id)
+        {
+            tracing::warn!("{error}; stop the machine, and the host has it back");
         }
     }
 
@@ -321,9 +366,11 @@ impl Control {
             Command::ReleaseDrive(id) => machine.release_drive(&id),
             Command::ReplaceDriveFile(id, path) => machine.replace_drive_file(&id, &path),
             Command::LimitDrive(id, limits) => machine.limit_drive(&id, limits),
-            Command::ListDrives(reply) => {
+            Command::AddDevice(config) => machine.add_device(&config),
+            Command::ReleaseDevice(id) => machine.release_device(&id),
+            Command::ListPlugged(reply) => {
                 // The client may be gone.
-                let _ = reply.send(machine.drives());
+                let _ = reply.send(machine.plugged());
                 Ok(())
             }
             Command::LimitInterface { id, rx, tx } => machine.limit_interface(&id, rx, tx),

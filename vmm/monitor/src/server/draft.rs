@@ -15,11 +15,13 @@ use super::limits::limits;
 use crate::boot::cmdline::Cmdline;
 use crate::config::{
     BalloonConfig, BootConfig, CpuConfig, DriveConfig, InterfaceConfig, MemoryBacking,
-    MemoryConfig, OnReboot, SerialConfig, VmConfig, VsockConfig, insert_interface,
+    MemoryConfig, OnReboot, PassthroughConfig, SerialConfig, VmConfig, VsockConfig,
+    insert_interface,
 };
 use crate::machine::files::Files;
 
 mod drives;
+mod passthrough;
 
 /// The command line of a boot source without one: on a reset use what every machine here has (the keyboard
 /// controller), and do not stay in a panic.
@@ -39,6 +41,7 @@ pub struct Draft {
     interfaces: Vec<InterfaceConfig>,
     vsock: Option<VsockConfig>,
     balloon: Option<BalloonConfig>,
+    passthrough: Vec<PassthroughConfig>,
     serial: SerialConfig,
 }
 
@@ -62,6 +65,7 @@ impl Draft {
             interfaces: Vec::new(),
             vsock: None,
             balloon: None,
+            passthrough: Vec::new(),
             serial: SerialConfig::Stdio,
         })
     }
@@ -71,9 +75,9 @@ impl Draft {
     /// # Errors
     /// The first thing in it that would be refused.
     pub fn put_all(&mut self, config: FullVmConfiguration) -> Result<(), RequestError> {
-        if !config.releasing.is_empty() {
+        if !config.releasing.is_empty() || !config.releasing_devices.is_empty() {
             return Err(RequestError::Unsupported(
-                "a machine that does not run yet has no drives to release; leave releasing out",
+                "a machine that does not run yet has nothing to release; leave releasing and releasing_devices out",
             ));
         }
         if let Some(machine) = config.machine_config {
@@ -98,6 +102,14 @@ impl Draft {
                 ));
             }
             self.put_interface(interface)?;
+        }
+        for device in config.device_passthrough {
+            if self.passthrough.iter().any(|other| other.id == device.id) {
+                return Err(RequestError::Unsupported(
+                    "two passed-through devices have the same id; give each its own",
+                ));
+            }
+            self.put_device(device)?;
         }
         if let Some(vsock) = config.vsock {
             self.put_vsock(vsock)?;
@@ -380,15 +392,17 @@ impl Draft {
     pub fn finish(&self) -> Result<VmConfig, RequestError> {
         let config = VmConfig {
             cpus: self.cpus,
-            memory: self.memory.clone(),
+            memory: MemoryConfig {
+                backing: self.backing()?,
+                ..self.memory
+            },
             boot: self.boot.clone().ok_or(RequestError::NoKernel)?,
             drives: self.drives.clone(),
             interfaces: self.interfaces.clone(),
             vsock: self.vsock.clone(),
             entropy: (self.wire.entropy).map(|entropy| limits(entropy.rate_limiter)),
             balloon: self.balloon,
-            // Nothing can be passed through yet.
-            pinned_memory: false,
+            passthrough: self.passthrough.clone(),
             serial: self.serial.clone(),
             on_reboot: match self.wire.lifecycle.unwrap_or_default().on_reboot {
                 fief_api::OnReboot::Exit => OnReboot::Exit,

@@ -48,6 +48,13 @@ pub enum RequestError {
          released it"
     )]
     DriveExists(String),
+    #[error("there is no passed-through device {0}; GET /vm/config lists them")]
+    NoDevice(String),
+    #[error(
+        "there is a passed-through device {0} already; choose another id, or DELETE that one and wait until the guest has \
+         released it"
+    )]
+    DeviceExists(String),
     #[error("the drive {0} has no path_on_host; say which file is behind it")]
     NoDrivePath(String),
     #[error(

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fief_api::{
-    ActionType, BalloonStats, BalloonStatsUpdate, BalloonUpdate, Drive, Endpoint,
-    FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState, PartialDrive, Version,
-    Vm, VmState,
+    ActionType, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DevicePassthrough, Drive,
+    Endpoint, FIRECRACKER_VERSION, InstanceActionInfo, InstanceInfo, InstanceState, PartialDrive,
+    Version, Vm, VmState,
 };
 use fief_devices::virtio::balloon::BalloonReport;
 use serde::Serialize;
@@ -20,6 +20,7 @@ use super::error::RequestError;
 use super::limits::limits;
 use crate::logger;
 use crate::machine::files::Files;
+use crate::machine::{AllPlugged, Plugged};
 
 /// How long a client waits for a guest that is asked for statistics. Other clients wait as long.
 const GUEST_PATIENCE: Duration = Duration::from_millis(500);
@@ -61,7 +62,10 @@ fn when(endpoint: &Endpoint) -> When {
         | Endpoint::GetBalloon
         | Endpoint::GetVmConfig
         | Endpoint::PutDrive(_)
-        | Endpoint::DeleteDrive(_) => When::Always,
+        | Endpoint::DeleteDrive(_)
+        | Endpoint::GetDevice(_)
+        | Endpoint::PutDevice(_)
+        | Endpoint::DeleteDevice(_) => When::Always,
         Endpoint::PatchBalloon
         | Endpoint::GetBalloonStatistics
         | Endpoint::PatchBalloonStatistics
@@ -98,9 +102,10 @@ impl Session {
             Endpoint::Version => json(&version()),
             Endpoint::GetMachineConfig => json(self.draft.machine()),
             Endpoint::GetVmConfig => {
-                let releasing = self.look_at_drives().await?;
+                let leaving = self.look_at_plugged().await?;
                 json(&fief_api::FullVmConfiguration {
-                    releasing,
+                    releasing: ids(leaving.drives),
+                    releasing_devices: ids(leaving.devices),
                     ..self.draft.whole()
                 })
             }
@@ -118,6 +123,16 @@ impl Session {
                 done(self.patch_drive(update).await)
             }
             Endpoint::DeleteDrive(id) => done(self.delete_drive(id).await),
+            Endpoint::GetDevice(id) => {
+                self.look_at_plugged().await?;
+                json(self.draft.device(&id)?)
+            }
+            Endpoint::PutDevice(id) => {
+                let device: DevicePassthrough = body.parse()?;
+                same_id(&id, &device.id)?;
+                done(self.put_device(device).await)
+            }
+            Endpoint::DeleteDevice(id) => done(self.delete_device(id).await),
             Endpoint::PutNetworkInterface(id) => {
                 let interface: fief_api::NetworkInterface = body.parse()?;
                 same_id(&id, &interface.iface_id)?;
@@ -211,25 +226,47 @@ impl Session {
         self.state != InstanceState::NotStarted
     }
 
-    /// Forgets the drives that the guest has let go of; gives the ids of those that it was asked to.
-    async fn look_at_drives(&mut self) -> Result<Vec<String>, RequestError> {
+    /// Forgets the drives and devices that the guest has let go of; gives those that it was asked to let go of.
+    async fn look_at_plugged(&mut self) -> Result<AllPlugged, RequestError> {
         if !self.has_started() {
-            return Ok(Vec::new());
+            return Ok(AllPlugged::default());
         }
-        let (reply, drives) = oneshot::channel();
-        self.ask(Command::ListDrives(reply)).await?;
-        let drives = drives.await.map_err(|_| RequestError::Exiting)?;
-        let is_there = |id: &str| drives.iter().any(|drive| drive.id == id);
-        self.draft.keep_drives(is_there);
-        let leaving = drives.into_iter().filter(|drive| drive.leaving);
-        Ok(leaving.map(|drive| drive.id).collect())
+        let (reply, plugged) = oneshot::channel();
+        self.ask(Command::ListPlugged(reply)).await?;
+        let mut plugged = plugged.await.map_err(|_| RequestError::Exiting)?;
+        let is_there = |all: &[Plugged], id: &str| all.iter().any(|one| one.id == id);
+        self.draft.keep_drives(|id| is_there(&plugged.drives, id));
+        self.draft.keep_devices(|id| is_there(&plugged.devices, id));
+        plugged.drives.retain(|drive| drive.leaving);
+        plugged.devices.retain(|device| device.leaving);
+        Ok(plugged)
+    }
+
+    async fn put_device(&mut self, device: DevicePassthrough) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.put_device(device);
+        }
+        self.look_at_plugged().await?;
+        let config = self.draft.check_new_device(&device)?;
+        self.ask(Command::AddDevice(Box::new(config.clone())))
+            .await?;
+        self.draft.remember_device(device, config)
+    }
+
+    async fn delete_device(&mut self, id: String) -> Result<(), RequestError> {
+        if !self.has_started() {
+            return self.draft.remove_device(&id);
+        }
+        self.look_at_plugged().await?;
+        self.draft.device(&id)?;
+        self.ask(Command::ReleaseDevice(id)).await
     }
 
     async fn put_drive(&mut self, drive: Drive) -> Result<(), RequestError> {
         if !self.has_started() {
             return self.draft.put_drive(drive);
         }
-        self.look_at_drives().await?;
+        self.look_at_plugged().await?;
         let config = self.draft.check_new_drive(&drive)?;
         self.ask(Command::AddDrive(Box::new(config.clone())))
             .await?;
@@ -240,13 +277,13 @@ impl Session {
         if !self.has_started() {
             return self.draft.remove_drive(&id);
         }
-        self.look_at_drives().await?;
+        self.look_at_plugged().await?;
         self.draft.drive(&id)?;
         self.ask(Command::ReleaseDrive(id)).await
     }
 
     async fn patch_drive(&mut self, update: PartialDrive) -> Result<(), RequestError> {
-        self.look_at_drives().await?;
+        self.look_at_plugged().await?;
         let limiter = self.draft.check_update(&update)?;
         let id = update.drive_id;
         if let Some(path) = update.path_on_host {
@@ -309,6 +346,10 @@ impl Session {
             Err(_) => Err(RequestError::Exiting),
         }
     }
+}
+
+fn ids(plugged: Vec<Plugged>) -> Vec<String> {
+    plugged.into_iter().map(|one| one.id).collect()
 }
 
 fn statistics(report: &BalloonReport) -> BalloonStats {

@@ -6,5 +6,6 @@ mod drafts;
 mod drives;
 mod files;
 mod lifecycle;
+mod passthrough;
 mod rig;
 mod rules;

@@ -36,7 +36,7 @@ fn config(directory: &Path, payload: &Payload, vcpus: u64) -> VmConfig {
         vsock: None,
         entropy: None,
         balloon: None,
-        pinned_memory: false,
+        passthrough: Vec::new(),
         serial: SerialConfig::File(directory.join("serial")),
         on_reboot: OnReboot::Exit,
     }

@@ -11,16 +11,16 @@
 //! instructions.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, Equal, Field, FieldAccessType,
-    FieldEntry, FieldLockRule, FieldUpdateRule, If, Local, Method, MethodCall, Name, Notify, ONE,
-    OpRegion, OpRegionSpace, Path, ResourceTemplate, Scope, Store, ZERO,
+    Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule,
+    If, Local, Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Path, Scope, Store,
+    ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use fief_devices::pci::{SLOTS, hotplug};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, port_number};
-use crate::boot::layout;
+use super::{InterruptRouting, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Windows, port_number};
+use crate::boot::layout::{self, PciWindow64};
 
 /// The bus's number.
 const BUS: u8 = 1;
@@ -74,25 +74,22 @@ impl Aml for Load {
 }
 
 /// The table that is loaded: the second host bridge, inside the first, whose notification makes Linux find it.
-pub fn table() -> Sdt {
+pub fn table(window: Option<PciWindow64>) -> Sdt {
     let mut bridge = Vec::new();
-    host_bridge(&mut bridge);
+    host_bridge(window, &mut bridge);
     let code = Scope::raw("\\_SB_.PCI0".into(), bridge);
     let mut table = Sdt::new(*b"SSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&code);
     table
 }
 
-fn host_bridge(sink: &mut Vec<u8>) {
-    let bus = AddressSpace::new_bus_number(u16::from(BUS), u16::from(BUS));
-    let window = layout::HOT_PLUG_WINDOW;
-    let window = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        u32::try_from(window.start).unwrap_or(0),
-        u32::try_from(window.end.saturating_sub(1)).unwrap_or(0),
-        None,
-    );
+fn host_bridge(window: Option<PciWindow64>, sink: &mut Vec<u8>) {
+    let windows = Windows {
+        bus: BUS,
+        ports: layout::HOT_PLUG_IO_WINDOW,
+        memory_32: layout::HOT_PLUG_WINDOW,
+        memory_64: window,
+    };
     let slots: Vec<Slot> = (0..SLOTS).map(Slot).collect();
     let (hardware, compatible) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
     let hardware = Name::new("_HID".into(), &hardware);
@@ -100,7 +97,7 @@ fn host_bridge(sink: &mut Vec<u8>) {
     let unique = Name::new("_UID".into(), &ONE);
     let base = Name::new("_BBN".into(), &BUS);
     let segment = Name::new("_SEG".into(), &ZERO);
-    let resources = ResourceTemplate::new(vec![&bus, &window]);
+    let resources = windows.resources(None);
     let resources = Name::new("_CRS".into(), &resources);
     let mut children: Vec<&dyn Aml> = vec![
         &hardware,
@@ -109,6 +106,7 @@ fn host_bridge(sink: &mut Vec<u8>) {
         &base,
         &segment,
         &resources,
+        &InterruptRouting,
         &Registers,
     ];
     children.extend(slots.iter().map(|slot| slot as &dyn Aml));

@@ -10,6 +10,7 @@ fn block(vcpus: u8, window: Option<PciWindow64>) -> Vec<u8> {
     tables(Platform {
         vcpus,
         pci_window_64: window,
+        wired_interrupts: false,
     })
 }
 
@@ -156,9 +157,16 @@ fn the_dsdt_has_the_devices_that_linux_binds_to() {
 fn the_host_bridge_has_the_windows_of_the_layout() {
     let with = block(1, Some(WINDOW));
     // QWord memory descriptor: minimum and maximum (ACPI 6.5 §6.4.3.5.1).
-    let mut range = WINDOW.start.to_le_bytes().to_vec();
-    range.extend_from_slice(&(WINDOW.end - 1).to_le_bytes());
-    assert!(contains(dsdt(&with), &range));
+    let range = |window: PciWindow64| {
+        let mut range = window.start.to_le_bytes().to_vec();
+        range.extend_from_slice(&(window.end - 1).to_le_bytes());
+        range
+    };
+    let (first, second) = WINDOW.halves();
+    assert!(contains(dsdt(&with), &range(first)));
+    // The other half is the second bus's, in a table of its own.
+    assert!(!contains(dsdt(&with), &range(second)));
+    assert!(contains(&with, &range(second)));
     let mut range_32 = (layout::PCI_WINDOW_32.start as u32).to_le_bytes().to_vec();
     range_32.extend_from_slice(&(layout::PCI_WINDOW_32.end as u32 - 1).to_le_bytes());
     assert!(contains(dsdt(&with), &range_32));
@@ -243,6 +251,25 @@ fn every_slot_of_the_hot_plug_bus_has_an_address_an_eject_method_and_its_two_not
         slots,
         &(hotplug::HOT_PLUG_PORT as u16).to_le_bytes()
     ));
+}
+
+#[test]
+fn wired_interrupts_are_told_of_only_where_there_are_some() {
+    let with = |wired_interrupts| {
+        tables(Platform {
+            vcpus: 1,
+            pci_window_64: None,
+            wired_interrupts,
+        })
+    };
+    // The table of the second bus always has them: what comes there is not known yet.
+    let count = |bytes: &[u8]| bytes.windows(4).filter(|name| name == b"_PRT").count();
+    assert_eq!((count(&with(false)), count(&with(true))), (1, 2));
+    // Slot 5, all functions, pin A, no link, GSI 21 (ACPI 6.5 §6.2.13): Package (4) {dword, zero, zero, byte or dword}.
+    let route = [0x04, 0x0C, 0xFF, 0xFF, 0x05, 0x00, 0x00, 0x00];
+    let tables = with(true);
+    let place = tables.windows(8).position(|bytes| bytes == route).unwrap();
+    assert_eq!(tables[place + 8..place + 10], [0x0A, 21]);
 }
 
 /// A short object with its length, which counts itself (ACPI 6.5 §20.2.4).

@@ -15,10 +15,30 @@ fn ram_beyond_the_hole_goes_on_at_4_gib() {
 #[test]
 fn the_64_bit_window_takes_a_128_gib_bar_where_addresses_reach() {
     for bits in [39, 40, 43, 46, 48, 52] {
-        let window = pci_window_64(128 * MIB, bits).unwrap();
+        let window = pci_window_64(128 * MIB, 0, bits).unwrap();
         assert_eq!(window.start % (128 * GIB), 0, "{bits} bits");
         assert!(window.end - window.start >= 128 * GIB, "{bits} bits");
+        let (first, second) = window.halves();
+        assert_eq!((first.start, first.end), (window.start, second.start));
+        assert_eq!(second.end, window.end);
+        for half in [first, second] {
+            let aligned = half.start.next_multiple_of(128 * GIB);
+            assert!(aligned + 128 * GIB <= half.end, "{bits} bits: {half:x?}");
+        }
     }
+}
+
+#[test]
+fn large_bars_move_the_64_bit_window_to_where_they_fit() {
+    let small = pci_window_64(128 * MIB, 256 * GIB, 46).unwrap();
+    assert!(small.end <= HYPERTRANSPORT_START);
+    let large = pci_window_64(128 * MIB, 8 * 256 * GIB, 46).unwrap();
+    assert!(large.start >= HYPERTRANSPORT_END);
+    let half = large.halves().0;
+    assert!(half.end - half.start >= 8 * 256 * GIB);
+    // A CPU that does not reach so far: the window is as it would be, and the BARs are refused one by one.
+    let narrow = pci_window_64(128 * MIB, 8 * 256 * GIB, 40).unwrap();
+    assert_eq!(Some(narrow), pci_window_64(128 * MIB, 0, 40));
 }
 
 #[test]
@@ -35,7 +55,7 @@ fn the_64_bit_window_never_overlaps_ram_or_the_hypertransport_range() {
             3000 * GIB,
         ] {
             let ram_end = ram_ranges(ram).last().map(|(s, l)| s + l).unwrap();
-            let Some(window) = pci_window_64(ram, bits) else {
+            let Some(window) = pci_window_64(ram, 0, bits) else {
                 continue;
             };
             assert!(window.start >= ram_end, "{ram:#x} {bits}");
@@ -50,7 +70,7 @@ fn the_64_bit_window_never_overlaps_ram_or_the_hypertransport_range() {
 
 #[test]
 fn ram_that_fills_the_address_space_leaves_no_window() {
-    assert_eq!(pci_window_64(64 * GIB, 36), None);
+    assert_eq!(pci_window_64(64 * GIB, 0, 36), None);
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn what_cannot_be_added_changes_nothing() {
         assert!(said.contains(expected), "{said}");
     }
     let refused = MachineError::Drive(DriveError::Pci(fief_devices::pci::PciError::NoFreeSlot));
-    *rig.notes.drive_error.lock().unwrap() = Some(refused);
+    *rig.notes.plug_error.lock().unwrap() = Some(refused);
     let said = message(client.put_drive(&Drive::new("b", &*disk)));
     assert!(said.contains("all 32 PCI slots"), "{said}");
     assert_eq!(client.vm_config().unwrap(), before);

@@ -12,10 +12,12 @@ use fief_devices::virtio::balloon::{self, Balloon, BalloonControl};
 use fief_devices::worker::{SharedWorker, ThreadKind};
 use vm_memory::GuestAddress;
 
-use crate::config::{DriveConfig, VmConfig};
+use crate::config::{DriveConfig, PassthroughConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::files::Files;
-use crate::machine::{DriveStatus, Event, ExitReason, MachineError, OnEvent};
+use crate::machine::{
+    AllPlugged, Event, ExitReason, MachineError, Notice, OnEvent, Plugged, Released,
+};
 use crate::server::control::{Control, End, Guest};
 use crate::server::draft::Draft;
 use crate::server::session::Session;
@@ -33,10 +35,10 @@ pub struct Notes {
     pub build_error: Mutex<Option<MachineError>>,
     /// The next pause waits for a message here.
     pub hold: Mutex<Option<mpsc::Receiver<()>>>,
-    /// The drives that the machine has.
-    pub drives: Mutex<Vec<DriveStatus>>,
-    /// Error of the next drive that is added.
-    pub drive_error: Mutex<Option<MachineError>>,
+    /// The drives and devices that the machine has.
+    pub plugged: Mutex<AllPlugged>,
+    /// Error of the next drive or device that is added.
+    pub plug_error: Mutex<Option<MachineError>>,
 }
 
 impl Notes {
@@ -45,15 +47,29 @@ impl Notes {
     }
 
     fn attach(&self, config: &DriveConfig) {
-        self.drives.lock().unwrap().push(DriveStatus {
-            id: config.id.clone(),
-            leaving: false,
-        });
+        let mut plugged = self.plugged.lock().unwrap();
+        plugged.drives.push(fresh(&config.id));
+    }
+
+    fn attach_device(&self, config: &PassthroughConfig) {
+        let mut plugged = self.plugged.lock().unwrap();
+        plugged.devices.push(fresh(&config.id));
     }
 
     pub fn done(&self) -> Vec<String> {
         self.done.lock().unwrap().clone()
     }
+}
+
+fn fresh(id: &str) -> Plugged {
+    Plugged {
+        id: id.to_owned(),
+        leaving: false,
+    }
+}
+
+fn leave(plugged: &mut [Plugged], id: &str) {
+    plugged.iter_mut().find(|one| one.id == id).unwrap().leaving = true;
 }
 
 struct FakeMachine {
@@ -116,7 +132,7 @@ impl Guest for FakeMachine {
     }
 
     fn add_drive(&self, config: &DriveConfig) -> Result<(), MachineError> {
-        if let Some(error) = self.notes.drive_error.lock().unwrap().take() {
+        if let Some(error) = self.notes.plug_error.lock().unwrap().take() {
             return Err(error);
         }
         self.notes.note(&format!("add {}", config.id));
@@ -126,9 +142,7 @@ impl Guest for FakeMachine {
 
     fn release_drive(&self, id: &str) -> Result<(), MachineError> {
         self.notes.note(&format!("release {id}"));
-        let mut drives = self.notes.drives.lock().unwrap();
-        let drive = drives.iter_mut().find(|drive| drive.id == id).unwrap();
-        drive.leaving = true;
+        leave(&mut self.notes.plugged.lock().unwrap().drives, id);
         Ok(())
     }
 
@@ -144,8 +158,27 @@ impl Guest for FakeMachine {
         Ok(())
     }
 
-    fn drives(&self) -> Vec<DriveStatus> {
-        self.notes.drives.lock().unwrap().clone()
+    fn add_device(&self, config: &PassthroughConfig) -> Result<(), MachineError> {
+        if let Some(error) = self.notes.plug_error.lock().unwrap().take() {
+            return Err(error);
+        }
+        self.notes.note(&format!("add device {}", config.id));
+        self.notes.attach_device(config);
+        Ok(())
+    }
+
+    fn release_device(&self, id: &str) -> Result<(), MachineError> {
+        self.notes.note(&format!("release device {id}"));
+        leave(&mut self.notes.plugged.lock().unwrap().devices, id);
+        Ok(())
+    }
+
+    fn close_left(&self) {
+        self.notes.note("close");
+    }
+
+    fn plugged(&self) -> AllPlugged {
+        self.notes.plugged.lock().unwrap().clone()
     }
 
     fn limit_interface(
@@ -200,6 +233,8 @@ impl Rig {
                 }
                 *noted.config.lock().unwrap() = Some(config.clone());
                 config.drives.iter().for_each(|drive| noted.attach(drive));
+                let devices = config.passthrough.iter();
+                devices.for_each(|device| noted.attach_device(device));
                 *noted.on_event.lock().unwrap() = Some(on_event);
                 Ok(Box::new(FakeMachine::new(config, &noted)) as Box<dyn Guest>)
             });
@@ -272,9 +307,24 @@ impl Rig {
 
     /// The guest lets go of a drive.
     pub fn release(&self, id: &str) {
-        (self.notes.drives.lock().unwrap()).retain(|drive| drive.id != id);
+        (self.notes.plugged.lock().unwrap().drives).retain(|drive| drive.id != id);
+        self.tell(Event::Released(Released::Drive(id.to_owned())));
+    }
+
+    /// What the machine does when its guest has let go of a passed-through device.
+    pub fn release_device(&self, id: &str) {
+        (self.notes.plugged.lock().unwrap().devices).retain(|device| device.id != id);
+        self.tell(Event::Released(Released::Device(id.to_owned())));
+    }
+
+    /// What the machine does when something happens to a passed-through device.
+    pub fn notice(&self, id: &str, notice: Notice) {
+        self.tell(Event::Noticed(id.to_owned(), notice));
+    }
+
+    fn tell(&self, event: Event) {
         let on_event = self.notes.on_event.lock().unwrap();
-        on_event.as_ref().unwrap()(Event::Released(id.to_owned()));
+        on_event.as_ref().unwrap()(event);
     }
 
     /// What the machine does when its guest asks for a reset.
