@@ -1,6 +1,9 @@
 //! What `fief doctor` reports: the things that fief needs of this machine, each with what to do where it is missing.
 
 mod network;
+mod passthrough;
+
+pub(crate) use network::is_known;
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -121,6 +124,7 @@ pub fn examine(asked: HostChoice, monitor: &Path, agent: &Path, state: &Path) ->
         Health::Missing,
     ));
     checks.extend(network::checks(needed(HostKind::Native)));
+    checks.push(passthrough::check());
     checks.push(space(state));
     checks.push(memory());
     Report { host, checks }

@@ -4,6 +4,7 @@
 pub mod choice;
 pub mod doctor;
 pub mod emulated;
+pub mod pci;
 pub mod qemu;
 mod remembered;
 

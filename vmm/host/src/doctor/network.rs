@@ -78,7 +78,7 @@ fn rates(files: &str, is_loaded: impl Fn(&str) -> bool) -> Check {
 }
 
 /// Whether a module is a file or built in.
-fn is_known(files: &str, module: &str) -> bool {
+pub(crate) fn is_known(files: &str, module: &str) -> bool {
     let file = format!("/{module}.ko");
     files.lines().any(|line| {
         let path = line.split(':').next().unwrap_or_default();
