@@ -12,6 +12,7 @@ mod doctor;
 mod environment;
 mod error;
 mod exec;
+mod gpu;
 mod grant;
 mod host;
 mod images;
@@ -126,6 +127,9 @@ enum Command {
     /// Give disks to a tenant and take them from it, also while it runs
     #[command(subcommand)]
     Disk(disk::Args),
+    /// List GPUs and other PCI devices, and take them from the host for tenants
+    #[command(subcommand)]
+    Gpu(gpu::Args),
     /// Reach the control API of a tenant's monitor: a socket here, or one request
     Api(api::Args),
     /// Let one tenant reach a port of another: at once, until it is revoked or either is removed
@@ -229,6 +233,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Logs(args) => logs::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Disk(args) => disk::run(&context, &args),
+        Command::Gpu(args) => gpu::run(&context, &args),
         Command::Api(args) => api::run(&context, &args),
         Command::Grant(args) => grant::grant(&context, &args),
         Command::Revoke(args) => grant::revoke(&context, &args),
@@ -279,6 +284,7 @@ fn carried(command: &Command) -> Option<carry::Needs> {
         | Command::Logs(_)
         | Command::Inspect(_)
         | Command::Disk(_)
+        | Command::Gpu(_)
         | Command::Grant(_)
         | Command::Revoke(_)
         | Command::Grants(_)
