@@ -31,6 +31,7 @@ mod memory;
 mod moves;
 mod network;
 mod outside;
+mod passthrough;
 mod rates;
 mod runtimes;
 mod ssh;
