@@ -8,6 +8,7 @@ pub mod backend;
 mod carry;
 pub mod cgroup;
 pub mod cli;
+mod devices;
 mod failure;
 pub mod network;
 mod process;

@@ -75,6 +75,8 @@ impl Rig {
             runtime: None,
             allow_unenforced: false,
             gpus: Vec::new(),
+            devices: Vec::new(),
+            pin_memory: false,
             hostname: "a".to_owned(),
             ssh_keys: Vec::new(),
             keyless_account: false,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use events::parse as parse_event;
 
+use crate::devices::DeviceError;
 use crate::network::{Record, resolver};
 use crate::process::Child;
 use crate::spec::{Init, Spec};
@@ -96,6 +97,8 @@ pub enum BackendError {
     },
     #[error(transparent)]
     Api(#[from] ClientError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Container(#[from] container::ContainerError),
     #[error("{0}")]

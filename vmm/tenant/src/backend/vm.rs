@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fief_api::{
-    Balloon, BootSource, CacheType, Client, ClientError, Drive, Entropy, IoEngine, Lifecycle,
-    MachineConfiguration, NetworkInterface, OnReboot, RateLimiter, Vsock,
+    Balloon, BootSource, CacheType, Client, ClientError, DevicePassthrough, Drive, Entropy,
+    IoEngine, Lifecycle, MachineConfiguration, NetworkInterface, OnReboot, RateLimiter, Vsock,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::CloneFlags;
@@ -22,9 +22,10 @@ use super::{
     Backend, BackendError, BootFiles, Event, Spawned, VSOCK_SOCKET, agent_words, failed,
     parse_event, socket, text, through,
 };
+use crate::devices::Registry;
 use crate::network::{self, Record};
 use crate::process::Child;
-use crate::spec::{Disk, DiskSource, Isolation, Spec};
+use crate::spec::{Device, Disk, DiskSource, Isolation, Spec};
 use crate::store::{Held, Tenant};
 
 /// The monitor's API, in the run directory.
@@ -123,13 +124,16 @@ impl Vm {
             vsock_id: None,
         })?;
         client.put_entropy(&Entropy::default())?;
-        // Empty: what the tenant does not use goes back to the host by free page reporting.
-        client.put_balloon(&Balloon {
-            deflate_on_oom: true,
-            free_page_reporting: true,
-            stats_on_demand: true,
-            ..Balloon::default()
-        })?;
+        if !self.spec.keeps_memory() {
+            // Empty: what the tenant does not use goes back to the host by free page reporting.
+            client.put_balloon(&Balloon {
+                deflate_on_oom: true,
+                free_page_reporting: true,
+                stats_on_demand: true,
+                ..Balloon::default()
+            })?;
+        }
+        self.give_devices(client)?;
         if let Some(network) = &self.network {
             let limiter = Some(self.spec.limits.net_limiter()).filter(RateLimiter::limits);
             client.put_network_interface(&NetworkInterface {
@@ -143,12 +147,27 @@ impl Vm {
         client.put_lifecycle(&Lifecycle {
             on_reboot: OnReboot::Restart,
         })?;
+        // Pinning memory takes time.
+        let client = match self.spec.devices.is_empty() {
+            true => client,
+            false => &client.clone().with_timeout(PATIENCE),
+        };
         client.start()?;
         // They come as they do to a running tenant, and can go again: what is there before the start stays.
         for disk in &self.spec.disks {
             client.put_drive(&extra_drive(&self.tenant, disk))?;
         }
         Ok(())
+    }
+
+    /// The devices that it is started with.
+    fn give_devices(&self, client: &Client) -> Result<(), BackendError> {
+        if self.spec.devices.is_empty() {
+            return Ok(());
+        }
+        let registry = Registry::open()?;
+        let mut devices = self.spec.devices.iter();
+        devices.try_for_each(|device| give_device(client, &registry, &self.tenant, device))
     }
 
     /// The kernel command line. Every value in it was checked to be one word.
@@ -273,6 +292,26 @@ pub fn api(tenant: &Tenant) -> io::Result<(File, Client)> {
     }
     let (directory, path) = socket(tenant, API_SOCKET)?;
     Ok((directory, Client::new(path)))
+}
+
+/// Gives a device of this machine to a tenant's machine, and notes that the tenant had it.
+///
+/// # Errors
+/// The monitor refused, or it cannot be noted.
+pub fn give_device(
+    client: &Client,
+    registry: &Registry,
+    tenant: &Tenant,
+    device: &Device,
+) -> Result<(), BackendError> {
+    // What is in a device that no other tenant had is the tenant's own.
+    let from_another = registry.was_anothers(tenant, device)?;
+    client.put_device(&DevicePassthrough {
+        companions: device.companions.clone(),
+        allow_no_reset: device.allow_no_reset || !from_another,
+        ..DevicePassthrough::function(device.id(), device.address)
+    })?;
+    Ok(registry.used(tenant, device)?)
 }
 
 /// The file behind a disk that the tenant has besides its own.

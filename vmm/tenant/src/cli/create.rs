@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use fief_images::Images;
 
+use super::devices::DeviceArgs;
 use super::environment::{self, Variable};
 use super::network::NetArgs;
 use super::policy::PolicyArgs;
@@ -12,11 +13,12 @@ use super::ssh_key;
 use super::{Context, Error, Result};
 use crate::backend::container::{cdi, runtime::portable};
 use crate::carry::Needs;
+use crate::devices::Registry;
 use crate::network;
 use crate::progress::Shown;
 use crate::spec::{
-    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Gpu, Init, Isolation, KernelFormat, Limits, LogBounds,
-    Net, RestartPolicy, Spec, TenantName, VERSION,
+    Bytes, DEFAULT_DISK, DEFAULT_MEMORY, Init, Isolation, KernelFormat, Limits, LogBounds, Net,
+    RestartPolicy, Spec, TenantName, VERSION,
 };
 use crate::store::{Locked, Store};
 use crate::terminal::output;
@@ -58,10 +60,6 @@ pub struct TenantArgs {
     /// Run a container though this machine cannot enforce all of its limits
     #[arg(long)]
     allow_unenforced: bool,
-    /// Give a container a GPU, or another device, of this machine: its name in the files of /etc/cdi and /var/run/cdi, as
-    /// nvidia.com/gpu=0; may be given several times
-    #[arg(long = "gpu", value_name = "DEVICE")]
-    gpus: Vec<Gpu>,
     /// Kernel of a virtual machine: debian, tuned, micro, or a kernel file with everything built in
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
     kernel: String,
@@ -80,6 +78,8 @@ pub struct TenantArgs {
     user: Option<String>,
     #[command(flatten)]
     network: NetArgs,
+    #[command(flatten)]
+    devices: DeviceArgs,
     #[command(flatten)]
     policy: PolicyArgs,
 }
@@ -136,7 +136,9 @@ impl TenantArgs {
             // The shim, which starts it, has another working directory.
             runtime: self.runtime.as_deref().map(portable).transpose()?,
             allow_unenforced: self.allow_unenforced,
-            gpus: self.gpus.clone(),
+            gpus: Vec::new(),
+            devices: Vec::new(),
+            pin_memory: false,
             hostname: self.hostname.clone().unwrap_or_else(|| name.hostname()),
             ssh_keys: ssh_key::read_all(&self.ssh_keys)?,
             keyless_account: false,
@@ -153,6 +155,7 @@ impl TenantArgs {
         };
         self.network.apply(&mut spec);
         self.policy.apply(&mut spec);
+        self.devices.apply(&mut spec)?;
         spec.check(prepare::total_memory()?)?;
         cdi::resolve(&spec.gpus)?;
         // Before anything is made: images take minutes.
@@ -185,6 +188,13 @@ pub fn choose_name(store: &Store, asked: Option<&TenantName>) -> Result<TenantNa
 /// Makes the tenant with its disk. It is there whole or not at all.
 pub fn make(store: &Store, name: &TenantName, spec: &Spec) -> Result<Locked> {
     fief_images::space::require(store.root(), "a tenant", ROOM)?;
+    // Until the tenant is there: nobody else is given its devices meanwhile.
+    let registry = (!spec.devices.is_empty())
+        .then(Registry::open)
+        .transpose()?;
+    if let Some(registry) = &registry {
+        registry.check(store, name.as_str(), &spec.devices)?;
+    }
     let draft = store.draft(name, spec)?;
     fief_images::disk::make(&draft.disk(spec.isolation), spec.disk.0).map_err(Error::from)?;
     draft.make_network(spec)?;

@@ -12,6 +12,7 @@ use super::{Context, Error, Result};
 use crate::table::table;
 use crate::terminal::{output, say};
 
+mod attach;
 mod columns;
 
 /// Subcommands of `fief gpu`.
@@ -24,6 +25,10 @@ pub enum Args {
     Bind(AddressArgs),
     /// Give devices back to the host: to the drivers that they had
     Unbind(AddressArgs),
+    /// Give a device to a tenant; one that runs has it at once
+    Attach(attach::AttachArgs),
+    /// Take a device from a tenant
+    Detach(attach::DetachArgs),
 }
 
 /// Flags of `fief gpu list`.
@@ -72,6 +77,8 @@ pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
             );
             told(&args.addresses, done)?;
         }
+        Args::Attach(args) => attach::attach(context, args)?,
+        Args::Detach(args) => attach::detach(context, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

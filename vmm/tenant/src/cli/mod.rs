@@ -7,6 +7,7 @@ mod context;
 mod cp;
 mod create;
 mod demo;
+mod devices;
 mod disk;
 mod doctor;
 mod environment;

@@ -47,6 +47,12 @@ pub struct Args {
     /// Run a container though this machine cannot enforce all of its limits
     #[arg(long)]
     allow_unenforced: bool,
+    /// Never give a machine's unused memory back, from the next start on, so that devices can be attached while it runs
+    #[arg(long, overrides_with = "no_pin_memory")]
+    pin_memory: bool,
+    /// Do
+    #[arg(long, overrides_with = "pin_memory", hide = true)]
+    no_pin_memory: bool,
     /// Set a variable for all of its commands; NAME= drops it, NAME alone passes this shell's value on
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<Variable>,
@@ -78,6 +84,8 @@ impl Args {
             && self.isolation.is_none()
             && self.runtime.is_none()
             && !self.allow_unenforced
+            && !self.pin_memory
+            && !self.no_pin_memory
             && self.env.is_empty()
             && self.ssh_keys.is_empty()
             && self.remove_ssh_keys.is_empty()
@@ -95,6 +103,9 @@ impl Args {
             spec.runtime = Some(portable(runtime)?);
         }
         spec.allow_unenforced |= self.allow_unenforced;
+        if self.pin_memory || self.no_pin_memory {
+            spec.pin_memory = self.pin_memory;
+        }
         spec.env = environment::over(&spec.env, environment::resolve(&self.env));
         if !self.env.is_empty() {
             spec.env.retain(|(_, value)| !value.is_empty());

@@ -1,5 +1,6 @@
 //! What a tenant asks for. Written once, at creation, and read at every start.
 
+mod device;
 mod disk;
 mod gpu;
 mod limits;
@@ -11,11 +12,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use fief_agent_proto::{MAX_KEYS, is_public_key_line};
+use fief_api::PciAddress;
 use fief_images::store::ArtifactId;
 use serde::{Deserialize, Serialize};
 
 use crate::network::{Publish, resolver};
 
+pub use device::{Device, GpuRequest, GpuRequestError, MAX_DEVICES};
 pub use disk::{Disk, DiskName, DiskNameError, DiskSource, MAX_DISKS};
 pub use gpu::{Gpu, GpuError};
 pub use limits::{DEFAULT_WEIGHT, Limits};
@@ -150,6 +153,12 @@ pub struct Spec {
     /// GPUs and other devices of this machine for a container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<Gpu>,
+    /// PCI devices of this machine for a virtual machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// A virtual machine gives no memory back while it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pin_memory: bool,
     /// Host name inside; the tenant's name by default.
     pub hostname: String,
     /// Lines for the `authorized_keys` of the account that is named as the tenant (sshd(8)).
@@ -233,9 +242,19 @@ pub enum SpecError {
     )]
     MuchEnv(usize),
     #[error(
-        "--gpu {0} is a device for a container; add --isolation container, or leave it out (machines get no devices yet)"
+        "--gpu {0} is a device for a container; give a machine the GPU's PCI address (`fief gpu list`), or add --isolation \
+         container"
     )]
     GpuForMachine(Gpu),
+    #[error(
+        "the PCI device {0} is for a machine, as a container shares the host's drivers; name a container's GPU as its files \
+         in /etc/cdi do (--gpu nvidia.com/gpu=0), or leave --isolation container out"
+    )]
+    DeviceForContainer(PciAddress),
+    #[error("the PCI device {0} is given twice; leave one out")]
+    SameDevice(PciAddress),
+    #[error("{0} devices are more than the {MAX_DEVICES} that a tenant can have; leave some out")]
+    ManyDevices(usize),
     #[error("--gpu {0} is given twice; leave one out")]
     SameGpu(Gpu),
     #[error("--log-size {0} is too little; give at least {MIN_LOG_SIZE}")]
@@ -272,6 +291,7 @@ impl Spec {
         }
         self.limits.check()?;
         self.check_container()?;
+        self.check_devices()?;
         self.check_end()?;
         self.check_env()?;
         self.check_network()?;
@@ -293,6 +313,7 @@ impl Spec {
             keyless_account: false,
             disks: Vec::new(),
             gpus: Vec::new(),
+            devices: Vec::new(),
             net: Net::None,
             publish: Vec::new(),
             dns: Vec::new(),
@@ -315,6 +336,26 @@ impl Spec {
             }
             if self.gpus[..at].contains(gpu) {
                 return Err(SpecError::SameGpu(gpu.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all of a machine's memory stays where it is: a device reaches it by itself.
+    pub fn keeps_memory(&self) -> bool {
+        self.pin_memory || !self.devices.is_empty()
+    }
+
+    fn check_devices(&self) -> Result<(), SpecError> {
+        if self.devices.len() > MAX_DEVICES {
+            return Err(SpecError::ManyDevices(self.devices.len()));
+        }
+        for (at, device) in self.devices.iter().enumerate() {
+            if self.isolation == Isolation::Container {
+                return Err(SpecError::DeviceForContainer(device.address));
+            }
+            if self.devices[..at].iter().any(|other| other.shares(device)) {
+                return Err(SpecError::SameDevice(device.address));
             }
         }
         Ok(())

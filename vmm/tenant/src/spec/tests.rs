@@ -16,6 +16,8 @@ pub(crate) fn spec() -> Spec {
         runtime: None,
         allow_unenforced: false,
         gpus: Vec::new(),
+        devices: Vec::new(),
+        pin_memory: false,
         hostname: "a".to_owned(),
         ssh_keys: Vec::new(),
         keyless_account: false,

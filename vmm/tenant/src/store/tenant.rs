@@ -12,8 +12,10 @@ use super::lock::Held;
 use super::record::{Exit, Phase, State, StoppedBy};
 use super::{StoreError, leftovers};
 use crate::cgroup::Group;
+use crate::devices::Registry;
 use crate::network;
 use crate::spec::{DiskName, Isolation, Spec, TenantName, VERSION};
+use crate::terminal::say;
 
 /// How a tenant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -346,6 +348,18 @@ impl Locked {
         let directory = &self.tenant.directory;
         // Whoever gets the name next has no part in what was granted to this one.
         let could_reach = network::forget_grants(&self.tenant)?;
+        let devices = self
+            .tenant
+            .spec()
+            .map_or_else(|_| Vec::new(), |spec| spec.devices);
+        if !devices.is_empty()
+            && let Err(error) = Registry::open().and_then(|r| r.forget(&self.tenant, &devices))
+        {
+            say(&format!(
+                "fief: who had the devices of '{}' cannot be noted: {error}",
+                self.tenant.name
+            ));
+        }
         let _ = Group::of(&self.tenant).remove();
         let gone = leftovers::discard(directory)?;
         leftovers::dismantle(&gone)?;

@@ -1,0 +1,151 @@
+//! Who has which PCI device of the host, and who had it last.
+//!
+//! A device belongs to the tenant whose spec names it, and to no other. What its last user left in a device that cannot be
+//! reset is there until the host restarts; so it is written down, in a place that is gone then too, who that was.
+
+use std::path::{Path, PathBuf};
+
+use fief_api::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Device;
+use crate::store::{FileError, Held, MACHINE, Store, StoreError, Tenant, read_json, write_json};
+
+/// Lock of the machine, held while devices are given away.
+const LOCK: &str = "devices.lock";
+
+/// Why a tenant cannot have a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "{address} belongs to tenant '{owner}'; take it from there with `fief gpu detach {owner} {address}`, or remove that \
+         tenant"
+    )]
+    Taken { address: PciAddress, owner: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The last user of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct User {
+    /// The state directory of the tenant.
+    store: PathBuf,
+    /// None: it was removed.
+    tenant: Option<String>,
+}
+
+/// Gives devices to tenants; nobody else does as long as this is there.
+pub struct Registry {
+    _lock: Held,
+    directory: PathBuf,
+}
+
+impl Registry {
+    /// Waits until nobody else gives devices away.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn open() -> Result<Self, DeviceError> {
+        Ok(Self {
+            _lock: Held::take_machines(LOCK)?,
+            directory: Path::new(MACHINE).join("devices"),
+        })
+    }
+
+    /// Checks that no tenant but `name` has a function of `devices`.
+    ///
+    /// # Errors
+    /// Another one has.
+    pub fn check(&self, store: &Store, name: &str, devices: &[Device]) -> Result<(), DeviceError> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        for tenant in store.tenants()? {
+            // One whose spec cannot be read cannot be started either.
+            let Ok(spec) = tenant.spec() else { continue };
+            let others = spec.devices.iter().flat_map(Device::functions);
+            for address in others.filter(|_| tenant.name.as_str() != name) {
+                if devices
+                    .iter()
+                    .any(|device| device.functions().any(|f| f == address))
+                {
+                    return Err(DeviceError::Taken {
+                        address,
+                        owner: tenant.name.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody else than `tenant` used `device` last, since the host's start.
+    ///
+    /// # Errors
+    /// What was written down cannot be read.
+    pub fn was_anothers(&self, tenant: &Tenant, device: &Device) -> Result<bool, DeviceError> {
+        let user = User::of(tenant);
+        let mut from_another = false;
+        for address in device.functions() {
+            let path = self.path(address);
+            let last: Option<User> = read_json(&path)?;
+            from_another |= last.is_some_and(|last| last != user);
+        }
+        Ok(from_another)
+    }
+
+    /// `tenant` has `device` now.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn used(&self, tenant: &Tenant, device: &Device) -> Result<(), DeviceError> {
+        for address in device.functions() {
+            self.write(address, &User::of(tenant))?;
+        }
+        Ok(())
+    }
+
+    /// `tenant` is removed: another one of its name is somebody else.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn forget(&self, tenant: &Tenant, devices: &[Device]) -> Result<(), DeviceError> {
+        let user = User::of(tenant);
+        for address in devices.iter().flat_map(Device::functions) {
+            if read_json(&self.path(address))?.as_ref() == Some(&user) {
+                let nobody = User {
+                    tenant: None,
+                    ..user.clone()
+                };
+                self.write(address, &nobody)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, address: PciAddress, user: &User) -> Result<(), DeviceError> {
+        std::fs::create_dir_all(&self.directory)
+            .map_err(crate::store::failed("make", &self.directory))?;
+        Ok(write_json(&self.path(address), user)?)
+    }
+
+    fn path(&self, address: PciAddress) -> PathBuf {
+        self.directory.join(format!("{address}.json"))
+    }
+}
+
+impl User {
+    fn of(tenant: &Tenant) -> Self {
+        Self {
+            store: tenant
+                .directory()
+                .parent()
+                .map(Path::to_owned)
+                .unwrap_or_default(),
+            tenant: Some(tenant.name.to_string()),
+        }
+    }
+}
