@@ -1,23 +1,32 @@
-//! The one interrupt that a test listens for, vector 0x40.
+//! The interrupts that a test listens for, vectors 0x40 to 0x47.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// The vector that `start` has a handler for.
+/// The first vector that `start` has a handler for; that of virtio's queues.
 pub const VECTOR: u32 = 0x40;
 
+/// How many there are, one after the other.
+pub const VECTORS: usize = 8;
+
 unsafe extern "C" {
-    /// Counted up by the handler in `start`.
-    static interrupt_count: AtomicU32;
+    /// Counted up by the handlers in `start`.
+    static interrupt_counts: [AtomicU32; VECTORS];
 }
 
-/// Interrupts since the start.
+/// Interrupts of the first vector since the start.
 pub fn count() -> u32 {
-    // SAFETY: the handler changes it with one locked instruction; an atomic reads it.
-    unsafe { interrupt_count.load(Ordering::SeqCst) }
+    counts()[0]
 }
 
-/// Waits until more than `before` interrupts came; false after some milliseconds without.
+/// Interrupts of each vector since the start.
+pub fn counts() -> [u32; VECTORS] {
+    // SAFETY: the handlers change each with one locked instruction; atomics read them.
+    let counts = unsafe { &interrupt_counts };
+    core::array::from_fn(|index| counts[index].load(Ordering::SeqCst))
+}
+
+/// Waits until more than `before` interrupts of the first vector came; false after some milliseconds without.
 pub fn arrived(before: u32) -> bool {
     (0..1_000_000_u64).any(|_| {
         core::hint::spin_loop();

@@ -4,7 +4,8 @@
 //!
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
 //! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, or what to measure: `bench-block`,
-//! `bench-vsock`, `bench-net`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
+//! `bench-vsock`, `bench-net`; of a function that is passed through `passthrough`, `passthrough-msix`, `passthrough-msi`,
+//! `passthrough-intx`, `passthrough-reset`, `passthrough-dies`, `passthrough-hangs`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check and each measurement prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
@@ -43,6 +44,13 @@ extern "C" fn main(zero_page: u64) -> ! {
             "net" => checks::net::check(),
             "net-offload" => checks::net::check_offload(),
             "net-flood" => checks::net::check_flood(),
+            "passthrough" => checks::passthrough::check(),
+            "passthrough-msix" => checks::passthrough::check_msix(),
+            "passthrough-msi" => checks::passthrough::check_msi(),
+            "passthrough-intx" => checks::passthrough::check_intx(),
+            "passthrough-reset" => checks::passthrough::check_reset(),
+            "passthrough-dies" => checks::passthrough::check_dies(),
+            "passthrough-hangs" => checks::passthrough::check_hangs(),
             "bench-block" => bench::block::run(line),
             "bench-vsock" => bench::vsock::run(line),
             "bench-net" => bench::net::run(line),

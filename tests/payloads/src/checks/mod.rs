@@ -7,5 +7,6 @@ pub mod entry;
 pub mod hot_plug;
 pub mod interrupt;
 pub mod net;
+pub mod passthrough;
 pub mod pci;
 pub mod vsock;
