@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use fief_vfio::user::{Gone, UserError};
 use fief_vfio::{DmaMemory, DmaSpace, Interrupt, Region, RemoteFunction, UserFunction};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vmm_sys_util::eventfd::EventFd;
 
 const BAR0: Region = Region::Bar(0);
@@ -70,7 +71,8 @@ impl Rig {
 
     /// Gives it a page of memory, with bus mastering.
     fn share(&self) -> std::fs::File {
-        let ram = tempfile::tempfile().unwrap();
+        let memfd = memfd_create("ram", MFdFlags::MFD_ALLOW_SEALING);
+        let ram = std::fs::File::from(memfd.unwrap());
         ram.set_len(4096).unwrap();
         let memory = DmaMemory {
             address: std::ptr::null_mut(),

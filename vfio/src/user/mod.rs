@@ -260,7 +260,8 @@ impl RemoteFunction for UserFunction {
 }
 
 impl DmaSpace for UserFunction {
-    /// The process gets the file, all of it, and keeps it: only memory that it may read and write at all times.
+    /// The process gets the file, all of it, and keeps it: only memory that it may read and write at all times. The file is a
+    /// memfd that can be sealed, and is afterwards.
     unsafe fn map(&self, iova: u64, memory: DmaMemory<'_>) -> io::Result<()> {
         let (file, offset) = memory.file.ok_or_else(|| {
             io::Error::new(
@@ -268,6 +269,7 @@ impl DmaSpace for UserFunction {
                 "the memory is no file that a device process can share",
             )
         })?;
+        shared::secure(file)?;
         let body = Body::new().u32(DMA_MAP).u32(DMA_READ_WRITE);
         let request = Request {
             command: Command::DmaMap,

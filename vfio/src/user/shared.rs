@@ -1,4 +1,4 @@
-//! Memory of a device process that is to be mapped into the guest.
+//! Memory that both have: of the device process, mapped into the guest, and of the guest, mapped by the process.
 
 use std::fs::File;
 use std::io;
@@ -26,21 +26,43 @@ pub enum NotShared {
 /// It is of another kind.
 pub fn accept(descriptor: OwnedFd) -> Result<File, NotShared> {
     let file = File::from(descriptor);
+    let seals = seals(&file).map_err(NotShared::NotMemory)?;
+    if seals & libc::F_SEAL_SHRINK == 0
+        && let Err(error) = seal(&file, libc::F_SEAL_SHRINK)
+    {
+        tracing::debug!("memory of the device process cannot be sealed: {error}");
+    }
+    Ok(file)
+}
+
+/// Makes sure that a process which gets `file`, the guest's memory, can do nothing to it but read and write: if it could shrink
+/// it, it could end this process by what this one reads.
+///
+/// # Errors
+/// It cannot be sealed: it is no memfd that allows it.
+pub fn secure(file: &File) -> io::Result<()> {
+    let wanted = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    if seals(file)? & wanted == wanted {
+        return Ok(());
+    }
+    seal(file, wanted)
+}
+
+fn seals(file: &File) -> io::Result<libc::c_int> {
     // SAFETY: asks about a descriptor that is open.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
     if seals < 0 {
-        return Err(NotShared::NotMemory(io::Error::last_os_error()));
+        return Err(io::Error::last_os_error());
     }
-    if seals & libc::F_SEAL_SHRINK == 0 {
-        // SAFETY: adds a seal to a descriptor that is open.
-        let sealed =
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
-        if sealed < 0 {
-            let error = io::Error::last_os_error();
-            tracing::debug!("memory of the device process cannot be sealed: {error}");
-        }
+    Ok(seals)
+}
+
+fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
+    // SAFETY: adds seals to a descriptor that is open.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Whether there is memory up to `end` in it, bytes.
@@ -80,6 +102,20 @@ mod tests {
         theirs.set_len(0x3000).unwrap();
         reaches(&ours, 0x3000).unwrap();
         reaches(&ours, 0x3001).unwrap_err();
+    }
+
+    #[test]
+    fn memory_of_the_guest_keeps_its_size_and_its_seals() {
+        let ours = memfd(libc::MFD_ALLOW_SEALING);
+        ours.set_len(0x2000).unwrap();
+        secure(&ours).unwrap();
+        // A second device process gets it, too.
+        secure(&ours).unwrap();
+        let theirs = ours.try_clone().unwrap();
+        theirs.set_len(0x1000).unwrap_err();
+        theirs.set_len(0x3000).unwrap_err();
+        seal(&theirs, libc::F_SEAL_FUTURE_WRITE).unwrap_err();
+        secure(&memfd(0)).unwrap_err();
     }
 
     #[test]
