@@ -1,6 +1,7 @@
 //! Interrupts, as a device sees them.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -103,4 +104,38 @@ pub trait InterruptLine: Send + Sync {
     /// # Errors
     /// The hypervisor refused.
     fn set(&self, active: bool) -> io::Result<()>;
+}
+
+/// Forgets what came to an event that another process has as well. A plain read is not for that: the process can make the
+/// event one to wait at (`O_NONBLOCK` is of the open file, which both have), and this one would then wait for ever.
+pub fn drain(event: &EventFd) {
+    let mut count = [0_u8; 8];
+    let vector = libc::iovec {
+        iov_base: count.as_mut_ptr().cast(),
+        iov_len: count.len(),
+    };
+    // SAFETY: one vector, of memory that is there and that nothing else uses. Of an event the offset says nothing.
+    let read = unsafe { libc::preadv2(event.as_raw_fd(), &vector, 1, -1, libc::RWF_NOWAIT) };
+    if read < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            tracing::error!("an interrupt may come that was to be forgotten: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_others_made_one_to_wait_at_is_drained_without_waiting() {
+        // Without EFD_NONBLOCK, as after the other side's fcntl.
+        let event = EventFd::new(0).unwrap();
+        drain(&event);
+        event.write(3).unwrap();
+        drain(&event);
+        event.write(4).unwrap();
+        assert_eq!(event.read().unwrap(), 4);
+    }
 }

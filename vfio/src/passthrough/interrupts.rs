@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fief_devices::irq::{MsiAllocator, MsiMessage, ResampledLine};
+use fief_devices::irq::{MsiAllocator, MsiMessage, ResampledLine, drain};
 use fief_devices::pci::ConfigSpace;
 use fief_devices::pci::msix::{CONTROL_OFFSET, Table, read_pending};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -285,8 +285,8 @@ impl Interrupts {
                 tracing::debug!("the wired interrupt of a passed-through function: {error}");
             }
             // What was not served is not for the next user of the event.
-            let _ = pin.trigger.read();
-            let _ = pin.resample.read();
+            drain(&pin.trigger);
+            drain(&pin.resample);
         }
         if let Err(error) = self.remote.disable(kind) {
             tracing::debug!("{kind:?} of a passed-through function stays on: {error}");
