@@ -19,6 +19,8 @@ use tempfile::TempDir;
 mod balloon;
 #[path = "payload/network.rs"]
 mod network;
+#[path = "payload/passthrough.rs"]
+mod passthrough;
 
 /// Sectors of the writable disk.
 const SECTORS: u64 = 2048;
@@ -32,6 +34,8 @@ struct Rig {
     huge_pages: &'static str,
     /// Interfaces, as the API has them.
     interfaces: serde_json::Value,
+    /// Devices that are passed through, as the API has them.
+    devices: serde_json::Value,
     /// The API is served, at `api`.
     api: bool,
 }
@@ -89,6 +93,7 @@ impl Rig {
             memory_mib: 64,
             huge_pages: "Transparent",
             interfaces: serde_json::json!([]),
+            devices: serde_json::json!([]),
             api: false,
         }
     }
@@ -123,6 +128,7 @@ impl Rig {
             },
             "drives": [drive("disk", false), drive("read_only", true)],
             "network-interfaces": self.interfaces,
+            "device-passthrough": self.devices,
             "vsock": { "guest_cid": 42, "uds_path": self.path("vsock") },
             "entropy": {},
             "lifecycle": { "on_reboot": self.on_reboot },

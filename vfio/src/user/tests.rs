@@ -2,6 +2,7 @@
 
 mod genuine;
 mod hostile;
+mod random;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
