@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use fief_devices::irq::drain;
 use fief_devices::worker::{Handler, Interest};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -74,7 +75,7 @@ impl Handler for Watch {
             .iter()
             .find(|(_, event)| event.as_raw_fd() == fd);
         if let Some((notice, event)) = event {
-            let _ = event.read();
+            drain(event);
             return (self.on_notice)(*notice);
         }
         // It stays ready for ever.

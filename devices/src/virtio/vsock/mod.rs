@@ -38,6 +38,7 @@ use muxer::Muxer;
 pub use packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 pub use table::MAX_CONNECTIONS;
 use unix::Listener;
+pub use unix::connect;
 use worker::{ResetRequest, VsockHandler};
 
 /// Entries of the rx, tx and event queues.

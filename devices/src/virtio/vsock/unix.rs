@@ -104,7 +104,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 ///
 /// # Errors
 /// Nobody listens there, the listener has as many connections waiting as it wants, or the path is too long.
-pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let path = path.as_os_str().as_bytes();
     // SAFETY: all zeroes are a valid sockaddr_un.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };

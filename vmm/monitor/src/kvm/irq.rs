@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fief_devices::irq::{
-    ExternalVector, InterruptLine, MsiAllocator, MsiMessage, MsiVector, ResampledLine,
+    ExternalVector, InterruptLine, MsiAllocator, MsiMessage, MsiVector, ResampledLine, drain,
 };
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -264,8 +264,7 @@ impl ExternalVector for Irqfd {
     }
 
     fn clear(&self) {
-        // EAGAIN: nothing was pending.
-        let _ = self.event.read();
+        drain(&self.event);
     }
 }
 

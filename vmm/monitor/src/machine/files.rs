@@ -109,12 +109,12 @@ impl Files {
         OpenOptions::new().read(true).write(true).open(path)
     }
 
-    /// Connects to the unix socket at `path`.
+    /// Connects to the unix socket at `path`, without waiting for whoever listens.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// Nobody listens there, or the listener has as many connections waiting as it wants.
     pub fn connect(&self, path: &Path) -> io::Result<UnixStream> {
-        UnixStream::connect(path)
+        fief_devices::virtio::vsock::connect(path)
     }
 
     /// Attaches to the tap device `name` of the monitor's network namespace. Reads and writes do not block, and every frame
