@@ -5,7 +5,7 @@
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
 //! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, or what to measure: `bench-block`,
 //! `bench-vsock`, `bench-net`; of a function that is passed through `passthrough`, `passthrough-msix`, `passthrough-msi`,
-//! `passthrough-intx`, `passthrough-reset`, `passthrough-dies`, `passthrough-hangs`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
+//! `passthrough-intx`, `passthrough-reset`, `passthrough-plugged`, `passthrough-dies`, `passthrough-hangs`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check and each measurement prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
@@ -49,6 +49,7 @@ extern "C" fn main(zero_page: u64) -> ! {
             "passthrough-msi" => checks::passthrough::check_msi(),
             "passthrough-intx" => checks::passthrough::check_intx(),
             "passthrough-reset" => checks::passthrough::check_reset(),
+            "passthrough-plugged" => checks::passthrough::check_plugged(),
             "passthrough-dies" => checks::passthrough::check_dies(),
             "passthrough-hangs" => checks::passthrough::check_hangs(),
             "bench-block" => bench::block::run(line),

@@ -14,13 +14,13 @@ const ROUNDS: usize = 1000;
 
 /// What a process has open, maps and runs.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Held {
+pub struct Held {
     descriptors: usize,
     threads: usize,
 }
 
 impl Held {
-    fn by(process: u32) -> Self {
+    pub fn by(process: u32) -> Self {
         let count = |what: &str| {
             let path = format!("/proc/{process}/{what}");
             fs::read_dir(Path::new(&path)).unwrap().count()
@@ -48,7 +48,7 @@ fn add(client: &Client, rig: &Rig, id: &str) -> Result<(), ClientError> {
 
 /// Reads the console up to this line.
 #[track_caller]
-fn read_until(out: &mut impl BufRead, console: &mut String, line: &str) {
+pub fn read_until(out: &mut impl BufRead, console: &mut String, line: &str) {
     while !console.ends_with(line) {
         let length = out.read_line(console).unwrap();
         assert_ne!(length, 0, "ended early: {console}");

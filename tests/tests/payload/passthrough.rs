@@ -1,12 +1,17 @@
 //! A function that lives in another process (vfio-user), on the guest's bus.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use fief_api::{Client, ClientError, DevicePassthrough};
 use fief_tests::{binary, waiting};
 
+use super::hot_plug::{Held, read_until};
 use super::{Rig, Run};
+
+/// How often a device comes and goes.
+const ROUNDS: usize = 20;
 
 /// A device process, killed when it is dropped.
 struct Device(Child);
@@ -14,10 +19,17 @@ struct Device(Child);
 impl Device {
     /// Starts one for `rig`, with `options`, and puts it into the machine's configuration.
     fn start(rig: &mut Rig, options: &[&str]) -> Self {
-        let socket = Self::socket(rig);
+        let socket = rig.path("device");
+        let device = Self::at(&socket, options);
+        rig.devices = serde_json::json!([{ "id": "dev0", "socket": socket }]);
+        device
+    }
+
+    /// Starts one that listens at `socket`.
+    fn at(socket: &Path, options: &[&str]) -> Self {
         let mut process = Command::new(binary("fief-test-device"))
             .arg("--socket")
-            .arg(&socket)
+            .arg(socket)
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -28,12 +40,7 @@ impl Device {
             .read_line(&mut line)
             .unwrap();
         assert_eq!(line, "ready\n");
-        rig.devices = serde_json::json!([{ "id": "dev0", "socket": socket }]);
         Self(process)
-    }
-
-    fn socket(rig: &Rig) -> PathBuf {
-        rig.path("device")
     }
 
     /// Waits for its end.
@@ -89,7 +96,7 @@ fn the_guest_resets_it_and_uses_it_again() {
 
 #[test]
 fn it_is_as_at_first_after_the_guest_has_reset_the_machine() {
-    const ROUNDS: usize = 3;
+    const RESETS: usize = 3;
     let mut rig = Rig::new();
     rig.on_reboot = "Restart";
     let _device = Device::start(&mut rig, &[]);
@@ -97,7 +104,7 @@ fn it_is_as_at_first_after_the_guest_has_reset_the_machine() {
     let mut child = rig.start(words, "Async");
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut console = String::new();
-    while console.matches("END reset\n").count() < ROUNDS {
+    while console.matches("END reset\n").count() < RESETS {
         let length = out.read_line(&mut console).unwrap();
         assert_ne!(length, 0, "ended early: {console}");
     }
@@ -106,7 +113,7 @@ fn it_is_as_at_first_after_the_guest_has_reset_the_machine() {
     let run = rig.finish(child, console);
     for word in words.split(' ') {
         let passed = run.console.matches(&format!("PASS {word}\n")).count();
-        assert!(passed >= ROUNDS, "{word}: {}", run.console);
+        assert!(passed >= RESETS, "{word}: {}", run.console);
     }
     assert!(!run.console.contains("FAIL"), "{}", run.console);
 }
@@ -138,11 +145,82 @@ fn a_device_process_that_hangs_in_an_operation_is_given_up() {
 #[test]
 fn a_machine_whose_device_process_is_not_there_is_refused() {
     let mut rig = Rig::new();
-    let socket = Device::socket(&rig);
+    let socket = rig.path("device");
     rig.devices = serde_json::json!([{ "id": "dev0", "socket": socket }]);
     rig.run("entry", "Sync").refused("dev0");
     // One that listens no more.
     drop(Device::start(&mut rig, &[]));
     assert!(socket.exists());
     rig.run("entry", "Sync").refused("dev0");
+}
+
+#[test]
+fn devices_come_to_a_running_machine_and_go_and_leave_nothing_behind() {
+    let mut rig = Rig::new();
+    rig.api = true;
+    let _first = Device::start(&mut rig, &[]);
+    rig.describe("passthrough-plugged passthrough block", "Async");
+    let mut child = rig.spawn();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut console = String::new();
+    let client = Client::new(rig.path("api"));
+    waiting::until("the API answers", || client.describe_instance().ok());
+    let mut held = Vec::new();
+    for round in 0..ROUNDS {
+        let (id, socket) = (format!("d{round}"), rig.path(&format!("plugged{round}")));
+        let mut device = Device::at(&socket, &[]);
+        let description = DevicePassthrough::user(&id, socket.to_str().unwrap());
+        client.put_device(&description).unwrap();
+        let again = client.put_device(&description);
+        assert!(matches!(
+            again,
+            Err(ClientError::Refused { status: 400, .. })
+        ));
+        read_until(&mut out, &mut console, &format!("PLUGGED {round}\n"));
+        client.delete_device(&id).unwrap();
+        read_until(&mut out, &mut console, &format!("GONE {round}\n"));
+        // The monitor has hung up, so it ends.
+        assert!(device.ended().success());
+        held.push(Held::by(child.id()));
+    }
+    // One whose process dies while it is there leaves as the others do.
+    let socket = rig.path("dying");
+    let device = Device::at(&socket, &[]);
+    let description = DevicePassthrough::user("dying", socket.to_str().unwrap());
+    client.put_device(&description).unwrap();
+    read_until(&mut out, &mut console, &format!("PLUGGED {ROUNDS}\n"));
+    drop(device);
+    client.delete_device("dying").unwrap();
+    read_until(&mut out, &mut console, &format!("GONE {ROUNDS}\n"));
+    client.press_power_button().unwrap();
+    let run = rig.finish(child, console + &rest(&mut out));
+    run.passed("passthrough-plugged passthrough block");
+    let released = run.events.matches("\"device-released\"").count();
+    assert_eq!(released, ROUNDS + 1, "{}", run.events);
+    // At a given moment a connection of ours may still be open there.
+    let halves = held.split_at(ROUNDS / 2);
+    assert_eq!(halves.0.iter().min(), halves.1.iter().min());
+}
+
+/// What is left to read.
+fn rest(out: &mut impl Read) -> String {
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    rest
+}
+
+#[test]
+fn a_machine_without_shared_memory_is_not_given_a_device_while_it_runs() {
+    let mut rig = Rig::new();
+    rig.api = true;
+    rig.describe("hang", "Async");
+    let child = rig.spawn();
+    let client = Client::new(rig.path("api"));
+    waiting::until("the API answers", || client.describe_instance().ok());
+    let socket = rig.path("device");
+    let _device = Device::at(&socket, &[]);
+    let description = DevicePassthrough::user("late", socket.to_str().unwrap());
+    let refused = client.put_device(&description).unwrap_err().to_string();
+    assert!(refused.contains("before the start"), "{refused}");
+    super::end(child);
 }

@@ -1,5 +1,5 @@
-//! Disks that come and go while the guest runs: the registers that the monitor's AML drives Linux with. Their content is
-//! that of the disk that the check `block` knows.
+//! Devices that come and go while the guest runs: the registers that the monitor's AML drives Linux with. The content of
+//! disks is that of the disk that the check `block` knows.
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::DeviceType;
@@ -25,8 +25,17 @@ const BUS: u8 = 1;
 /// Rounds with a driver. The heap only grows; later disks are switched on and routed, and driven by nobody.
 const DRIVEN: usize = 50;
 
-/// Serves what comes and lets go of what is to go, until the power button is pressed.
+/// Serves disks that come and lets go of those that are to go, until the power button is pressed.
 pub fn check() -> Result<(), Failure> {
+    serve(arrived, let_go)
+}
+
+/// Calls `arrived` for each device that comes and `let_go` for each that is to go, with its slot and with how many there were
+/// before, until the power button is pressed.
+pub fn serve(
+    arrived: impl Fn(u8, usize) -> Result<(), Failure>,
+    let_go: impl Fn(u8, usize) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let (mut came, mut left) = (0, 0);
     loop {
         let event = port::read8(EVENT);
@@ -58,7 +67,17 @@ fn slot(bits: u32) -> Result<u8, Failure> {
     Ok(bits.trailing_zeros() as u8)
 }
 
-fn identity(slot: u8) -> u32 {
+/// Ejects what is in `slot` of bus 1; nothing is there afterwards.
+pub fn eject(slot: u8) -> Result<(), Failure> {
+    port::write32(EJECT, 1 << slot);
+    match identity(slot) {
+        u32::MAX => Ok(()),
+        still => Err(alloc::format!("slot {slot} still has {still:#x}")),
+    }
+}
+
+/// Device and vendor of what is in `slot` of bus 1.
+pub fn identity(slot: u8) -> u32 {
     // SAFETY: only reads, from the configuration space of bus 1.
     let memory = unsafe { MmioCam::new(ECAM as *mut u8, Cam::Ecam) };
     let function = DeviceFunction {
@@ -99,13 +118,7 @@ fn arrived(slot: u8, came: usize) -> Result<(), Failure> {
 }
 
 fn let_go(slot: u8, left: usize) -> Result<(), Failure> {
-    port::write32(EJECT, 1 << slot);
-    if identity(slot) != u32::MAX {
-        return Err(alloc::format!(
-            "slot {slot} still has {:#x}",
-            identity(slot)
-        ));
-    }
+    eject(slot)?;
     if open_on(BUS, DeviceType::Block, 0, false).is_ok()
         || open(DeviceType::Block, 1, false).is_err()
     {

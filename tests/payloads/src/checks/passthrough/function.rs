@@ -5,7 +5,7 @@ use crate::memory::registers;
 use crate::pci::ECAM;
 
 /// What finds it on the bus: device and vendor.
-const IDENTITY: u32 = 0x7E57_F1EF;
+pub const IDENTITY: u32 = 0x7E57_F1EF;
 
 /// Registers of configuration space.
 const COMMAND: u16 = 0x04;
@@ -51,9 +51,9 @@ pub struct Function {
 }
 
 impl Function {
-    /// Finds it on bus 0 or 1 and switches it on.
+    /// Finds it on bus 1, or else on bus 0, and switches it on.
     pub fn find() -> Result<Self, Failure> {
-        let mut slots = (0..512).map(|slot| registers(ECAM + (slot << 15)));
+        let mut slots = (0..512).rev().map(|slot| registers(ECAM + (slot << 15)));
         // SAFETY: configuration space of buses 0 and 1; where nothing is it reads as ones.
         let space = slots.find(|space| unsafe { space.cast::<u32>().read_volatile() } == IDENTITY);
         let mut function = Self {
