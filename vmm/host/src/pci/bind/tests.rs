@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::super::tests::{Machine, address, directory, driver_of};
+use super::super::tests::machine::{Machine, address, directory, driver_of};
 use super::{BindError, Kernel, bind, unbind};
 use crate::pci::Obstacle;
 
