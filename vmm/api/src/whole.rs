@@ -55,3 +55,13 @@ pub struct FullVmConfiguration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
 }
+
+impl FullVmConfiguration {
+    /// Reads a description. Here, where its many types are read by one piece of code that is made for size.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn from_json(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
+    }
+}

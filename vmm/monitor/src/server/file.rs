@@ -64,7 +64,7 @@ pub fn read(files: &Files, path: &Path) -> Result<FullVmConfiguration, FileError
 
 /// Reads the description in `text`; `path` is for messages.
 pub(super) fn parse(text: &[u8], path: &Path) -> Result<FullVmConfiguration, FileError> {
-    let source = match serde_json::from_slice(text) {
+    let source = match FullVmConfiguration::from_json(text) {
         Ok(config) => return Ok(config),
         Err(source) => source,
     };
@@ -86,5 +86,8 @@ pub(super) fn parse(text: &[u8], path: &Path) -> Result<FullVmConfiguration, Fil
     if !removed {
         return Err(FileError::Json { path, source });
     }
-    serde_json::from_value(Value::Object(whole)).map_err(|source| FileError::Json { path, source })
+    // As text again: reading it from a map would take all of the reading code once more.
+    let rest = serde_json::to_vec(&whole);
+    rest.and_then(|rest| FullVmConfiguration::from_json(&rest))
+        .map_err(|source| FileError::Json { path, source })
 }
