@@ -19,6 +19,9 @@ pub struct Hardware {
     pub devices: Vec<String>,
     /// Extra raw disk images, attached as virtio-blk with the given serial.
     pub disks: Vec<Disk>,
+    /// Further arguments of QEMU's, as it takes them: what extra devices stand on, such as `-object` and its value.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// Added to the kernel command line.
     pub kernel_args: Vec<String>,
 }
@@ -32,6 +35,7 @@ impl Default for Hardware {
             iommu: false,
             devices: Vec::new(),
             disks: Vec::new(),
+            arguments: Vec::new(),
             kernel_args: Vec::new(),
         }
     }
@@ -172,6 +176,7 @@ pub fn arguments(hardware: &Hardware, boot: &Boot, endpoints: &Endpoints) -> Vec
     for flag in ["-nodefaults", "-nographic", "-no-reboot"] {
         arguments.push(flag.into());
     }
+    arguments.extend(hardware.arguments.iter().map(OsString::from));
     arguments
 }
 
@@ -252,6 +257,16 @@ mod tests {
             places.iter().all(Option::is_some) && places.is_sorted(),
             "{line}"
         );
+    }
+
+    #[test]
+    fn further_arguments_reach_qemu_as_they_are() {
+        let given = ["-object", "memory-backend-ram,id=m,size=1G"];
+        let hardware = Hardware {
+            arguments: given.map(str::to_owned).to_vec(),
+            ..Hardware::default()
+        };
+        assert!(text(&hardware).ends_with(&given.join(" ")));
     }
 
     #[test]

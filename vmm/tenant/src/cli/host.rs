@@ -66,6 +66,9 @@ struct StartArgs {
     /// One more device, as QEMU's -device takes it
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
+    /// One more argument of QEMU's, for what a device stands on: --qemu-arg=-object --qemu-arg=memory-backend-ram,id=m,size=1G
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    qemu_arg: Vec<String>,
 }
 
 impl StartArgs {
@@ -75,7 +78,8 @@ impl StartArgs {
             || self.cpus.is_some()
             || self.icount
             || self.iommu
-            || !self.device.is_empty();
+            || !self.device.is_empty()
+            || !self.qemu_arg.is_empty();
         let usual = Hardware::default();
         asked.then(|| Hardware {
             memory_mib: self.memory.map_or(usual.memory_mib, Bytes::mib),
@@ -83,6 +87,7 @@ impl StartArgs {
             icount: self.icount,
             iommu: self.iommu,
             devices: self.device.clone(),
+            arguments: self.qemu_arg.clone(),
             ..usual
         })
     }
