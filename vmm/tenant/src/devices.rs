@@ -49,10 +49,16 @@ impl Registry {
     /// # Errors
     /// No permission.
     pub fn open() -> Result<Self, DeviceError> {
-        Ok(Self {
-            _lock: Held::take_machines(LOCK)?,
-            directory: Path::new(MACHINE).join("devices"),
-        })
+        let lock = Held::take_machines(LOCK)?;
+        Ok(Self::new(lock, Path::new(MACHINE).join("devices")))
+    }
+
+    /// What is written down is in `directory`, which need not be there.
+    fn new(lock: Held, directory: PathBuf) -> Self {
+        Self {
+            _lock: lock,
+            directory,
+        }
     }
 
     /// Checks that no tenant but `name` has a function of `devices`.
@@ -147,5 +153,93 @@ impl User {
                 .unwrap_or_default(),
             tenant: Some(tenant.name.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Spec;
+    use crate::spec::tests::spec;
+
+    struct Rig {
+        directory: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::open(&directory.path().join("state")).unwrap();
+            Self { directory, store }
+        }
+
+        fn registry(&self) -> Registry {
+            let lock = Held::take(&self.directory.path().join("lock")).unwrap();
+            Registry::new(lock, self.directory.path().join("devices"))
+        }
+
+        fn tenant(&self, name: &str, devices: &[Device]) -> Tenant {
+            let spec = Spec {
+                devices: devices.to_vec(),
+                ..spec()
+            };
+            let name = name.parse().unwrap();
+            let draft = self.store.draft(&name, &spec).unwrap();
+            draft.publish().unwrap().let_go()
+        }
+    }
+
+    fn device(address: &str, companions: &[&str]) -> Device {
+        Device {
+            address: address.parse().unwrap(),
+            companions: companions.iter().map(|c| c.parse().unwrap()).collect(),
+            allow_no_reset: false,
+        }
+    }
+
+    #[test]
+    fn a_function_belongs_to_one_tenant_also_as_a_companion() {
+        let rig = Rig::new();
+        rig.tenant("alice", &[device("01:00.0", &["01:00.1"])]);
+        let registry = rig.registry();
+        let check = |name, devices: &[Device]| registry.check(&rig.store, name, devices);
+        check("alice", &[device("01:00.1", &[])]).unwrap();
+        check("bob", &[device("02:00.0", &[])]).unwrap();
+        for taken in [device("01:00.1", &[]), device("01:00.2", &["01:00.0"])] {
+            let error = check("bob", &[taken]).unwrap_err().to_string();
+            assert!(error.contains("belongs to tenant 'alice'"), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_had_a_device_last_is_known_also_when_the_tenant_is_gone() {
+        let rig = Rig::new();
+        let pair = device("01:00.0", &["01:00.1"]);
+        let (alice, bob) = (rig.tenant("alice", &[]), rig.tenant("bob", &[]));
+        let registry = rig.registry();
+        assert!(
+            !registry.was_anothers(&alice, &pair).unwrap(),
+            "nobody had it"
+        );
+        registry.used(&alice, &pair).unwrap();
+        assert!(!registry.was_anothers(&alice, &pair).unwrap());
+        assert!(
+            registry
+                .was_anothers(&bob, &device("01:00.1", &[]))
+                .unwrap()
+        );
+        // Another tenant of the same name is somebody else.
+        registry.forget(&bob, std::slice::from_ref(&pair)).unwrap();
+        assert!(
+            !registry.was_anothers(&alice, &pair).unwrap(),
+            "it was not bob's to forget"
+        );
+        registry
+            .forget(&alice, std::slice::from_ref(&pair))
+            .unwrap();
+        assert!(registry.was_anothers(&alice, &pair).unwrap());
+        registry.used(&bob, &pair).unwrap();
+        assert!(!registry.was_anothers(&bob, &pair).unwrap());
     }
 }

@@ -323,3 +323,40 @@ fn variables_that_no_command_could_be_given_are_refused() {
     let much = with("A", &"x".repeat(MAX_ENV)).check(TOTAL);
     assert_eq!(much, Err(SpecError::MuchEnv(MAX_ENV + 3)));
 }
+
+#[test]
+fn pci_devices_are_for_machines_and_each_is_given_once() {
+    let device = |address: &str, companions: &[&str]| Device {
+        address: address.parse().unwrap(),
+        companions: companions.iter().map(|c| c.parse().unwrap()).collect(),
+        allow_no_reset: false,
+    };
+    let check = |isolation, devices: Vec<Device>| {
+        let spec = Spec {
+            isolation,
+            devices,
+            ..spec()
+        };
+        spec.check(Bytes::from_mib(1 << 20))
+    };
+    let gpu = device("01:00.0", &["01:00.1"]);
+    assert_eq!(check(Isolation::Vm, vec![gpu.clone()]), Ok(()));
+    let refused = SpecError::DeviceForContainer(gpu.address);
+    assert_eq!(check(Isolation::Container, vec![gpu.clone()]), Err(refused));
+    let audio = device("01:00.1", &[]);
+    let refused = SpecError::SameDevice(audio.address);
+    assert_eq!(check(Isolation::Vm, vec![gpu.clone(), audio]), Err(refused));
+    let many = (0..17)
+        .map(|n| device(&format!("02:{n:02x}.0"), &[]))
+        .collect();
+    assert_eq!(check(Isolation::Vm, many), Err(SpecError::ManyDevices(17)));
+    // Its memory stays where it is, whether or not somebody said so.
+    let with = |devices, pin_memory| Spec {
+        devices,
+        pin_memory,
+        ..spec()
+    };
+    assert!(with(vec![gpu], false).keeps_memory());
+    assert!(with(vec![], true).keeps_memory());
+    assert!(!with(vec![], false).keeps_memory());
+}

@@ -98,10 +98,19 @@ fn device_config(device: &DevicePassthrough) -> Result<PassthroughConfig, Reques
             functions: PassthroughConfig::functions(&device.id, *first, &device.companions)?,
             group: device.iommu_group,
         },
-        (None, Some(socket)) if device.companions.is_empty() && device.iommu_group.is_none() => {
+        (None, Some(socket))
+            if device.companions.is_empty()
+                && device.iommu_group.is_none()
+                && !device.peer_access =>
+        {
             Source::Process {
                 socket: PathBuf::from(socket),
             }
+        }
+        (None, Some(_)) if device.peer_access => {
+            return Err(RequestError::Unsupported(
+                "peer_access is for functions of the host, whose IOMMU leads to each other's BARs; leave it out with a socket",
+            ));
         }
         (None, Some(_)) => {
             return Err(RequestError::Unsupported(

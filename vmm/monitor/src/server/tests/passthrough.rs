@@ -91,11 +91,16 @@ fn what_makes_no_device_is_refused_with_the_reason() {
         iommu_group: Some(1),
         ..DevicePassthrough::user("x", "s")
     };
+    let peer = DevicePassthrough {
+        peer_access: true,
+        ..DevicePassthrough::user("x", "s")
+    };
     for (device, expected) in [
         (both, "either sbdf"),
         (neither, "either sbdf"),
         (strange, "companions must be other functions"),
         (grouped, "leave them out"),
+        (peer, "peer_access is for functions of the host"),
         (host("y", "01:00.0"), "function of device gpu"),
         (host("a-b", "05:00.0"), "'a-b' is not allowed"),
         (DevicePassthrough::user("x", ""), "socket is empty"),
