@@ -67,7 +67,7 @@ impl Drop for Counting {
 }
 
 /// A cpio archive (newc) of directories, which end in `/`, and programs.
-fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     for (number, (name, content)) in entries.iter().chain([&("TRAILER!!!", &[][..])]).enumerate() {
         let mode = if name.ends_with('/') {

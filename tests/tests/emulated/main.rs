@@ -39,6 +39,7 @@ mod streams;
 mod terminal;
 mod traces;
 mod usage;
+mod vfio_user;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
