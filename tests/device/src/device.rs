@@ -120,11 +120,25 @@ impl Device {
                     2 => hang(),
                     3 => Trouble::DieInDma,
                     4 => Trouble::HangInDma,
-                    _ => Trouble::None,
+                    _ => {
+                        self.misuse(value);
+                        Trouble::None
+                    }
                 }
             }
             _ => {}
         }
+    }
+
+    /// Does to what it shares with the machine what it should not. The status tells whether it could.
+    fn misuse(&mut self, how: u32) {
+        let done = match how {
+            5 => self.bar2.set_len(0).is_ok(),
+            6 => self.guest.shrink(),
+            7 => self.interrupts.wait_at_events(),
+            _ => return,
+        };
+        self.status = if done { DONE } else { DONE | FAILED };
     }
 
     fn assert(&mut self, asserted: bool) {

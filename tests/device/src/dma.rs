@@ -33,6 +33,11 @@ impl GuestMemory {
         self.0.len() < before
     }
 
+    /// Tries to make the guest's memory smaller. True if it is.
+    pub fn shrink(&self) -> bool {
+        self.0.iter().any(|part| part.file.set_len(0).is_ok())
+    }
+
     /// The file and the offset of `length` bytes at `iova`, if they lie in one part.
     fn find(&self, iova: u64, length: u64) -> Option<(&File, u64)> {
         self.0.iter().find_map(|part| {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Numbers of VFIO.
@@ -64,11 +65,16 @@ pub struct Interrupts {
     unmasking: Option<Unmasking>,
     /// Of MSI and MSI-X, by number.
     messages: [Vec<Option<File>>; 2],
+    /// Events are made ones to wait at, whatever they were.
+    waits: bool,
 }
 
 impl Interrupts {
     /// Interrupts from `start` on of a kind are these events.
     pub fn connect(&mut self, kind: u32, start: u32, events: Vec<File>) {
+        if self.waits {
+            events.iter().for_each(wait_at);
+        }
         if kind == INTX {
             let mut line = self.line();
             line.trigger = events.into_iter().next();
@@ -100,6 +106,9 @@ impl Interrupts {
 
     /// The line is unmasked by `event` from now on.
     pub fn unmask_by(&mut self, mut event: File) {
+        if self.waits {
+            wait_at(&event);
+        }
         let wanted = Arc::new(AtomicBool::new(true));
         let (still, line) = (Arc::clone(&wanted), Arc::clone(&self.line));
         let thread = std::thread::spawn(move || {
@@ -142,12 +151,28 @@ impl Interrupts {
         [0, 1].map(|kind: usize| self.messages[kind].len() as u8)
     }
 
+    /// From now on whoever reads an event that has nothing to read waits: the flags are of the open file, which both sides
+    /// have.
+    pub fn wait_at_events(&mut self) -> bool {
+        self.waits = true;
+        let vectors = self.messages.iter().flatten().flatten();
+        vectors.for_each(wait_at);
+        self.line().trigger.iter().for_each(wait_at);
+        true
+    }
+
     fn vectors(&mut self, kind: u32) -> Option<&mut Vec<Option<File>>> {
         self.messages.get_mut((kind as usize).checked_sub(1)?)
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
         lock(&self.line)
+    }
+}
+
+fn wait_at(event: &File) {
+    if let Err(error) = fcntl(event, FcntlArg::F_SETFL(OFlag::empty())) {
+        eprintln!("fief-test-device: an event stays as it is: {error}");
     }
 }
 

@@ -33,6 +33,9 @@ struct Options {
     /// Where MSI-X's table is in BAR 4, a multiple of 8; the pending bits are behind it
     #[arg(long, value_name = "BYTES", default_value_t = 0x2000, value_parser = table_offset)]
     table_offset: u32,
+    /// Memory that nobody can seal, so that it can shrink while the guest has it
+    #[arg(long)]
+    unsealable: bool,
 }
 
 fn mebibytes(word: &str) -> Result<u64, String> {
@@ -65,8 +68,10 @@ enum Failure {
     Serve(#[from] vfio_user::Error),
 }
 
-fn memory(size: u64) -> Result<File, Failure> {
-    let made = memfd_create("bar", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC);
+fn memory(size: u64, sealable: bool) -> Result<File, Failure> {
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    flags.set(MFdFlags::MFD_ALLOW_SEALING, sealable);
+    let made = memfd_create("bar", flags);
     let file = File::from(made.map_err(|errno| Failure::Memory(errno.into()))?);
     file.set_len(size).map_err(Failure::Memory)?;
     Ok(file)
@@ -77,7 +82,9 @@ fn serve(options: &Options) -> Result<(), Failure> {
         memory: options.memory << 20,
         table: options.table_offset,
     };
-    let (bar2, bar4) = (memory(layout.memory)?, memory(layout::BAR4)?);
+    let sealable = !options.unsealable;
+    let bar2 = memory(layout.memory, sealable)?;
+    let bar4 = memory(layout::BAR4, sealable)?;
     let regions = layout.regions(&bar2, &bar4);
     let server = Server::new(&options.socket, true, layout::irqs(), regions)?;
     let mut out = std::io::stdout();

@@ -5,7 +5,8 @@
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
 //! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, or what to measure: `bench-block`,
 //! `bench-vsock`, `bench-net`; of a function that is passed through `passthrough`, `passthrough-msix`, `passthrough-msi`,
-//! `passthrough-intx`, `passthrough-reset`, `passthrough-plugged`, `passthrough-dies`, `passthrough-hangs`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
+//! `passthrough-intx`, `passthrough-reset`, `passthrough-plugged`, `passthrough-dies`, `passthrough-hangs`, `passthrough-shrinks`,
+//! `passthrough-waits`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check and each measurement prints `PASS name` or `FAIL name: reason` on the serial port.
 #![no_std]
 #![no_main]
@@ -51,6 +52,8 @@ extern "C" fn main(zero_page: u64) -> ! {
             "passthrough-reset" => checks::passthrough::check_reset(),
             "passthrough-plugged" => checks::passthrough::check_plugged(),
             "passthrough-dies" => checks::passthrough::check_dies(),
+            "passthrough-shrinks" => checks::passthrough::check_shrinks(),
+            "passthrough-waits" => checks::passthrough::check_waits(),
             "passthrough-hangs" => checks::passthrough::check_hangs(),
             "bench-block" => bench::block::run(line),
             "bench-vsock" => bench::vsock::run(line),

@@ -1,6 +1,7 @@
 //! A function that lives in another process (vfio-user), on the guest's bus.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -143,11 +144,47 @@ fn a_device_process_that_hangs_in_an_operation_is_given_up() {
 }
 
 #[test]
+fn memory_that_a_guest_has_cannot_shrink() {
+    let (run, _device) = run("passthrough-shrinks block", &[]);
+    run.passed("passthrough-shrinks block");
+    assert!(run.console.contains("SHRUNK 6: 3\nSHRUNK 5: 3\n"));
+}
+
+#[test]
+fn a_machine_whose_memory_does_shrink_can_be_ended() {
+    let mut rig = Rig::new();
+    let _device = Device::start(&mut rig, &["--unsealable"]);
+    let mut child = rig.start("passthrough-shrinks", "Async");
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut console = String::new();
+    read_until(&mut out, &mut console, "SHRUNK 5: 1\n");
+    // Its one processor is at the access now, or soon, and never gets further.
+    let id = child.id().to_string();
+    assert!(Command::new("kill").arg(id).status().unwrap().success());
+    let run = rig.finish(child, console + &rest(&mut out));
+    assert_eq!(run.status.code(), Some(128 + 15), "{}", run.errors);
+    assert!(!run.console.contains("PASS"), "{}", run.console);
+}
+
+#[test]
+fn events_that_a_device_process_makes_ones_to_wait_at_hold_nobody_up() {
+    let (run, _device) = run("passthrough-waits block", &[]);
+    run.passed("passthrough-waits block");
+}
+
+#[test]
 fn a_machine_whose_device_process_is_not_there_is_refused() {
     let mut rig = Rig::new();
     let socket = rig.path("device");
     rig.devices = serde_json::json!([{ "id": "dev0", "socket": socket }]);
     rig.run("entry", "Sync").refused("dev0");
+    // One that listens and never answers.
+    let listener = UnixListener::bind(&socket).unwrap();
+    let run = rig.run("entry", "Sync");
+    run.refused("dev0");
+    assert!(run.errors.contains("did not answer"), "{}", run.errors);
+    drop(listener);
+    std::fs::remove_file(&socket).unwrap();
     // One that listens no more.
     drop(Device::start(&mut rig, &[]));
     assert!(socket.exists());

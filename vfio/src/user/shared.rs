@@ -19,8 +19,9 @@ pub enum NotShared {
 /// a slow or hostile file system never brings, and the vCPU that touches it could not be stopped.
 ///
 /// It is sealed against shrinking, if it can be. Where it cannot (it is not a memfd, or sealing it is not allowed) and the process
-/// shrinks it, a guest that touches what is missing makes KVM_RUN fail, which ends this machine and no other: the process could
-/// do no less by the guest's memory, which it has.
+/// shrinks it, a vCPU that touches what is missing tries for ever: KVM lets the page be fetched in the background, and looks again.
+/// A signal gets it out, so the machine can be paused and ended. It is this machine alone, and the process could do no less by the
+/// guest's memory, which it has.
 ///
 /// # Errors
 /// It is of another kind.

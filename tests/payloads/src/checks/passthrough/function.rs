@@ -36,10 +36,14 @@ pub mod register {
 
     pub const WHO: u32 = 0x6665_6966;
     pub const DONE: u32 = 1;
+    pub const REFUSED: u32 = 3;
     pub const FROM_GUEST: u32 = 1;
     pub const TO_GUEST: u32 = 2;
     pub const DIE_IN_DMA: u32 = 3;
     pub const HANG_IN_DMA: u32 = 4;
+    pub const SHRINK_BAR2: u32 = 5;
+    pub const SHRINK_GUEST: u32 = 6;
+    pub const WAIT_AT_EVENTS: u32 = 7;
 }
 
 /// The device.

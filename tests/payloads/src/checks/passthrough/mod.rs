@@ -240,6 +240,35 @@ pub fn check_hangs() -> Result<(), Failure> {
     lose(register::HANG_IN_DMA)
 }
 
+/// The device would take away memory that the guest has, its own and the guest's: it cannot.
+pub fn check_shrinks() -> Result<(), Failure> {
+    let function = Function::find()?;
+    let (bar2, size) = function.bar(2);
+    let last = registers(bar2 + size - 8).cast::<u64>();
+    // SAFETY: memory of the device, mapped one to one.
+    unsafe { last.write_volatile(42) };
+    for how in [register::SHRINK_GUEST, register::SHRINK_BAR2] {
+        function.set(register::TROUBLE, how);
+        let status = function.get(register::STATUS);
+        print(format_args!("SHRUNK {how}: {status}\n"));
+        if how == register::SHRINK_GUEST {
+            must(status == register::REFUSED, "the guest's memory shrank")?;
+        }
+    }
+    // SAFETY: as above; if it is gone, this is the end of the machine.
+    let kept = unsafe { last.read_volatile() };
+    must(kept == 42, "the memory has changed")
+}
+
+/// The device makes whoever reads an event of its interrupts wait: nobody does.
+pub fn check_waits() -> Result<(), Failure> {
+    Function::find()?.set(register::TROUBLE, register::WAIT_AT_EVENTS);
+    check_msix()?;
+    check_msi()?;
+    check_intx()?;
+    check_reset()
+}
+
 /// The device is lost in the middle of an operation: it reads as ones from then on, and this goes on.
 fn lose(trouble: u32) -> Result<(), Failure> {
     let function = Function::find()?;
