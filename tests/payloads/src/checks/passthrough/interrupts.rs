@@ -18,11 +18,23 @@ const LEVEL: u32 = 1 << 15;
 const MASKED: u32 = 1 << 16;
 
 /// Waits until `so`; false if it is not for long.
-fn wait_until(mut so: impl FnMut() -> bool) -> bool {
-    (0..3_000_000_u64).any(|_| {
+fn wait_until(so: impl FnMut() -> bool) -> bool {
+    wait_for(3_000_000, so)
+}
+
+fn wait_for(rounds: u32, mut so: impl FnMut() -> bool) -> bool {
+    (0..rounds).any(|_| {
         core::hint::spin_loop();
         so()
     })
+}
+
+/// Waits until no interrupt came for a while: those that were on their way.
+fn settle() {
+    let mut last = counts();
+    while wait_for(200_000, || counts() != last) {
+        last = counts();
+    }
 }
 
 /// What the vectors have counted since `before`.
@@ -194,11 +206,7 @@ pub fn check_intx() -> Result<(), Failure> {
         format_args!("{} interrupts came", since(before)[0]),
     )?;
     function.set(register::LINE, 0);
-    // What is on its way may still come.
-    let mut last = counts();
-    while wait_until(|| counts() != last) {
-        last = counts();
-    }
+    settle();
     for round in 0..10 {
         let before = counts();
         function.set(register::LINE, 1);
@@ -207,10 +215,7 @@ pub fn check_intx() -> Result<(), Failure> {
             format_args!("nothing came in round {round}"),
         )?;
         function.set(register::LINE, 0);
-        let mut last = counts();
-        while wait_until(|| counts() != last) {
-            last = counts();
-        }
+        settle();
     }
     for pin in ISA_PINS..PINS {
         redirect(pin, false, MASKED);
