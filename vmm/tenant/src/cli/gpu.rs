@@ -1,5 +1,6 @@
 //! `fief gpu`: the PCI functions of the machine that tenants can have, GPUs before all.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use fief_api::PciAddress;
@@ -9,6 +10,7 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::{Context, Error, Result};
+use crate::spec::{Device, TenantName};
 use crate::table::table;
 use crate::terminal::{output, say};
 
@@ -56,7 +58,7 @@ pub struct AddressArgs {
 
 pub fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     match args {
-        Args::List(args) => list(args)?,
+        Args::List(args) => list(context, args)?,
         Args::Bind(args) => {
             as_root("bind")?;
             let done = bind(
@@ -126,6 +128,9 @@ struct Entry<'a> {
     group_with: Vec<PciAddress>,
     passable: Passable,
     obstacles: Vec<Told>,
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<TenantName>,
 }
 
 /// A reason, for programs and in words.
@@ -137,7 +142,7 @@ struct Told {
 }
 
 impl<'a> Entry<'a> {
-    fn new(pci: &'a Pci, function: &'a Function) -> Self {
+    fn new(pci: &'a Pci, function: &'a Function, owners: &Owners) -> Self {
         let told = |obstacle: Obstacle| Told {
             message: obstacle.to_string(),
             obstacle,
@@ -148,7 +153,15 @@ impl<'a> Entry<'a> {
             group_with: pci.mates(function).map(|mate| mate.address).collect(),
             passable: pci.passable(function),
             obstacles: pci.obstacles(function).into_iter().map(told).collect(),
+            tenant: owners.get(&function.address).cloned(),
         }
+    }
+
+    /// Says whose it is.
+    fn owned(&self) -> Option<String> {
+        let tenant = self.tenant.as_ref()?;
+        let address = self.function.address;
+        Some(format!("{address}: belongs to tenant '{tenant}'\n"))
     }
 
     /// Of interest to those who look for what to give.
@@ -157,12 +170,29 @@ impl<'a> Entry<'a> {
     }
 }
 
-fn list(args: &ListArgs) -> Result<()> {
+/// The tenants that have functions.
+type Owners = BTreeMap<PciAddress, TenantName>;
+
+fn owners(context: &Context) -> Result<Owners> {
+    let mut owners = Owners::new();
+    for tenant in context.store()?.tenants()? {
+        // One whose spec cannot be read has nothing.
+        let devices = tenant
+            .spec()
+            .map_or_else(|_| Vec::new(), |spec| spec.devices);
+        let functions = devices.iter().flat_map(Device::functions);
+        owners.extend(functions.map(|function| (function, tenant.name.clone())));
+    }
+    Ok(owners)
+}
+
+fn list(context: &Context, args: &ListArgs) -> Result<()> {
     let places = Places::default();
     let pci = Pci::read(&places);
+    let owners = owners(context)?;
     let all: Vec<_> = pci
         .functions()
-        .map(|function| Entry::new(&pci, function))
+        .map(|function| Entry::new(&pci, function, &owners))
         .filter(|entry| args.all || entry.is_candidate())
         .collect();
     if args.json {
@@ -172,6 +202,10 @@ fn list(args: &ListArgs) -> Result<()> {
         .iter()
         .map(|entry| columns::row(entry.function, entry.passable));
     output(&table(&columns::HEADER, rows))?;
+    let owned: Vec<_> = all.iter().filter_map(Entry::owned).collect();
+    if !owned.is_empty() {
+        output(&format!("\n{}", owned.concat()))?;
+    }
     let reasons = reasons(&all);
     if !reasons.is_empty() {
         output(&format!("\n{reasons}"))?;
