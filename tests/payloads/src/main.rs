@@ -4,7 +4,7 @@
 //!
 //! The command line says what to do, words separated by spaces: `entry`, `pci`, `entropy`, `interrupt`, `block`,
 //! `read-only`, `vsock`, `hot-plug`, `balloon`, `net`, `net-offload`, `net-flood`, or what to measure: `bench-block`,
-//! `bench-vsock`, `bench-net`; of a function that is passed through `passthrough`, `passthrough-msix`, `passthrough-msi`,
+//! `bench-vsock`, `bench-net`; of a function that is passed through `passthrough`, `passthrough-msix`, `passthrough-many`, `passthrough-msi`,
 //! `passthrough-intx`, `passthrough-reset`, `passthrough-plugged`, `passthrough-dies`, `passthrough-hangs`, `passthrough-shrinks`,
 //! `passthrough-waits`; then how to end: `reset` (the default), `poweroff`, `panic`, `triple-fault`, `hang`.
 //! Each check and each measurement prints `PASS name` or `FAIL name: reason` on the serial port.
@@ -47,6 +47,7 @@ extern "C" fn main(zero_page: u64) -> ! {
             "net-flood" => checks::net::check_flood(),
             "passthrough" => checks::passthrough::check(),
             "passthrough-msix" => checks::passthrough::check_msix(),
+            "passthrough-many" => checks::passthrough::check_many(),
             "passthrough-msi" => checks::passthrough::check_msi(),
             "passthrough-intx" => checks::passthrough::check_intx(),
             "passthrough-reset" => checks::passthrough::check_reset(),

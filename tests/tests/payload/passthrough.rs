@@ -261,3 +261,90 @@ fn a_machine_without_shared_memory_is_not_given_a_device_while_it_runs() {
     assert!(refused.contains("before the start"), "{refused}");
     super::end(child);
 }
+
+/// How often threads of a process were woken, by name; processors of the guest left out.
+fn wakes(pid: u32) -> Vec<(String, u64)> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut wakes: Vec<_> = threads
+        .map(|thread| {
+            let path = thread.unwrap().path();
+            let status = std::fs::read_to_string(path.join("status")).unwrap();
+            let field = |name: &str| {
+                let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+                line.split_whitespace().nth(1).unwrap().to_owned()
+            };
+            let count = field("voluntary_ctxt_switches:").parse().unwrap();
+            (field("Name:"), count)
+        })
+        .filter(|(name, _): &(String, u64)| !name.starts_with("vcpu"))
+        .collect();
+    wakes.sort();
+    wakes
+}
+
+#[test]
+fn no_thread_of_the_monitor_is_woken_by_an_interrupt() {
+    // `interrupts` come between two looks at the threads; the guest then does nothing, and is ended.
+    let count = |words: &str, interrupts: &str| {
+        let mut rig = Rig::new();
+        let _device = Device::start(&mut rig, &[]);
+        let mut child = rig.start(&format!("{words} hang"), "Async");
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line != format!("PASS {interrupts}\n") {
+            line.clear();
+            assert_ne!(out.read_line(&mut line).unwrap(), 0, "{words} ended early");
+        }
+        let wakes = wakes(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        wakes
+    };
+    let once = count("passthrough-msix", "passthrough-msix");
+    // 400 more.
+    let many = count("passthrough-msix passthrough-many", "passthrough-many");
+    println!("woken: {once:?}, with 400 interrupts more {many:?}");
+    assert!(once.len() > 1, "{once:?}");
+    assert_eq!(once.len(), many.len());
+    for ((name, few), (_, more)) in once.iter().zip(&many) {
+        assert!(*more < few + 40, "{name}: {few}, then {more}");
+    }
+}
+
+#[test]
+fn a_device_node_that_is_passed_as_a_descriptor_is_not_opened() {
+    // Descriptor 9 of the monitor is `node`, whatever its path is said to be.
+    let run = |node: &str, said: &str| {
+        let rig = Rig::new();
+        rig.describe("entry", "Sync");
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec 9<>\"$0\" && exec \"$@\"", node]);
+        command.arg(binary("fief-vmm"));
+        command.args(["--no-api", "--device-fd", said, "--config-file"]);
+        let output = command.arg(rig.path("config.json")).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, out, err) = run("/dev/kvm", "/dev/kvm=9");
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("PASS entry"), "{out}");
+    // Something else in its place: the monitor takes that, and says what it is not.
+    let (code, _, err) = run("/dev/null", "/dev/kvm=9");
+    assert_eq!(code, Some(152), "{err}");
+    assert!(err.contains("/dev/kvm is not KVM"), "{err}");
+    // Other nodes are opened as ever.
+    let (code, ..) = run("/dev/null", "/dev/vfio/vfio=9");
+    assert_eq!(code, Some(0));
+    for wrong in ["/dev/kvm=8", "/dev/kvm=1", "kvm=9", "/dev/kvm"] {
+        let (code, _, err) = run("/dev/kvm", wrong);
+        assert!(matches!(code, Some(1 | 153)), "{wrong}: {code:?} {err}");
+        assert!(
+            err.contains("descriptor") || err.contains("--device-fd"),
+            "{wrong}: {err}"
+        );
+    }
+}

@@ -74,3 +74,26 @@ fn help_and_version_are_no_errors() {
         assert!(instead.text.contains("fief-vmm"));
     }
 }
+
+#[test]
+fn device_nodes_that_are_passed_have_a_whole_path_and_a_free_descriptor() {
+    let passed = |text: &str| parse(["fief-vmm", "--device-fd", text]).map(|args| args.device_fds);
+    let expected = DeviceFd {
+        path: "/dev/vfio/7".into(),
+        descriptor: 12,
+    };
+    assert_eq!(passed("/dev/vfio/7=12").unwrap(), [expected]);
+    for wrong in [
+        "/dev/kvm",
+        "/dev/kvm=",
+        "/dev/kvm=2",
+        "/dev/kvm=-1",
+        "kvm=5",
+        "=5",
+        "/dev/kvm=5x",
+    ] {
+        let said = passed(wrong).unwrap_err();
+        assert_eq!(said.code, exit_code::BAD_ARGUMENTS, "{wrong}");
+        assert!(said.text.contains("descriptor above 2"), "{}", said.text);
+    }
+}

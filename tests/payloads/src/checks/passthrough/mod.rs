@@ -7,7 +7,7 @@ mod plugged;
 use crate::Failure;
 use crate::console::print;
 use crate::memory::registers;
-pub use interrupts::{check_intx, check_msi, check_msix};
+pub use interrupts::{check_intx, check_many, check_msi, check_msix};
 pub use plugged::check_plugged;
 
 use function::{Function, register};
