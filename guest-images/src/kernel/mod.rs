@@ -40,7 +40,7 @@ const RELEASE: &str = "release";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is no kernel `{0}`: choose one of debian, tuned, micro")]
+    #[error("there is no kernel `{0}`: choose one of debian, debian-full, tuned, micro")]
     UnknownKind(String),
     #[error("building a kernel needs these packages: run `apt-get install {0}`")]
     Toolchain(String),
@@ -81,6 +81,8 @@ pub enum Error {
 pub enum KernelKind {
     /// The distribution's cloud kernel, with modules. The default for tenants and the emulated host.
     Debian,
+    /// The distribution's kernel with drivers of all hardware: for tenants with a GPU.
+    DebianFull,
     /// Our own configuration for tenants, everything built in, from the distribution's kernel source.
     Tuned,
     /// As small as boots: for measuring boot and for quick tests.
@@ -88,11 +90,12 @@ pub enum KernelKind {
 }
 
 impl KernelKind {
-    pub const ALL: [Self; 3] = [Self::Debian, Self::Tuned, Self::Micro];
+    pub const ALL: [Self; 4] = [Self::Debian, Self::DebianFull, Self::Tuned, Self::Micro];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Debian => "debian",
+            Self::DebianFull => "debian-full",
             Self::Tuned => "tuned",
             Self::Micro => "micro",
         }
@@ -176,7 +179,8 @@ pub fn find(store: &Store, kind: KernelKind) -> Result<Option<Kernel>, Error> {
 /// The kernel, made if need be.
 pub fn ensure(store: &Store, kind: KernelKind, progress: &dyn Progress) -> Result<Kernel, Error> {
     let request = match kind {
-        KernelKind::Debian => packaged::REQUEST.join(" "),
+        KernelKind::Debian => packaged::CLOUD.request.join(" "),
+        KernelKind::DebianFull => packaged::FULL.request.join(" "),
         KernelKind::Tuned | KernelKind::Micro => build::request(kind),
     };
     let request = hash_bytes(format!("{RECIPE_VERSION} {kind} {request}").as_bytes());
@@ -186,7 +190,8 @@ pub fn ensure(store: &Store, kind: KernelKind, progress: &dyn Progress) -> Resul
         &request,
         progress,
         |work| match kind {
-            KernelKind::Debian => packaged::make(work, progress),
+            KernelKind::Debian => packaged::make(work, packaged::CLOUD, progress),
+            KernelKind::DebianFull => packaged::make(work, packaged::FULL, progress),
             KernelKind::Tuned | KernelKind::Micro => build::make(work, kind, progress),
         },
     )?;

@@ -1,4 +1,4 @@
-//! The distribution's cloud kernel.
+//! The distribution's kernels: for clouds, and for everything.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,15 +18,30 @@ const DEPMOD: Tool = Tool {
     package: "kmod",
 };
 
-/// Meta packages, the better one first: 6.12 is bookworm's newer line, from trixie on the plain name is as new.
-pub const REQUEST: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
+/// A kernel that the distribution has as a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packaged {
+    /// Meta packages, the better one first: 6.12 is bookworm's newer line, from trixie on the plain name is as new.
+    pub request: [&'static str; 2],
+    /// Bytes that making it takes: package, its files, the ELF kernel and the modules image.
+    space: u64,
+}
 
-/// Package, its files, the ELF kernel and the modules image.
-const SPACE: u64 = 400 << 20;
+/// Without drivers of hardware that no cloud has.
+pub const CLOUD: Packaged = Packaged {
+    request: ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"],
+    space: 400 << 20,
+};
 
-pub fn make(work: &Work, progress: &dyn Progress) -> Result<Properties, Error> {
-    space::require(&work.out, "the distribution's kernel", SPACE)?;
-    let meta = apt::first_known(&REQUEST, progress)?;
+/// With the drivers of graphics, sound, and all other hardware.
+pub const FULL: Packaged = Packaged {
+    request: ["linux-image-6.12-amd64", "linux-image-amd64"],
+    space: 1200 << 20,
+};
+
+pub fn make(work: &Work, packaged: Packaged, progress: &dyn Progress) -> Result<Properties, Error> {
+    space::require(&work.out, "the distribution's kernel", packaged.space)?;
+    let meta = apt::first_known(&packaged.request, progress)?;
     let package = apt::dependency(&meta, "linux-image-")?;
     let deb = apt::download(&package, &work.scratch, progress)?;
     progress.begin(&format!("unpacking {}", package.name), Unit::Items, None);

@@ -113,7 +113,7 @@ fn a_header_that_points_outside_the_file_is_an_error() {
 fn an_unknown_kernel_names_those_there_are() {
     let message = "foo".parse::<KernelKind>().unwrap_err().to_string();
     assert!(
-        message.contains("`foo`") && message.contains("debian, tuned, micro"),
+        message.contains("`foo`") && message.contains("debian, debian-full, tuned, micro"),
         "{message}"
     );
     for kind in KernelKind::ALL {

@@ -206,7 +206,10 @@ fn what_is_not_there_is_named() {
         &["/no/kernel"],
     );
     rig.refuses("setup --image tiny", &["tiny", "fief images import"]);
-    rig.refuses("setup --kernel tiny", &["tiny", "debian, tuned, micro"]);
+    rig.refuses(
+        "setup --kernel tiny",
+        &["tiny", "debian, debian-full, tuned, micro"],
+    );
     rig.refuses("host exec -- true", &["fief host start"]);
     assert!(rig.tenants().is_empty());
 }

@@ -60,7 +60,7 @@ pub struct TenantArgs {
     /// Run a container though this machine cannot enforce all of its limits
     #[arg(long)]
     allow_unenforced: bool,
-    /// Kernel of a virtual machine: debian, tuned, micro, or a kernel file with everything built in
+    /// Kernel of a virtual machine: debian, debian-full (with drivers of all hardware), tuned, micro, or a kernel file with everything built in
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
     kernel: String,
     /// Form of the kernel that is booted

@@ -18,7 +18,7 @@ pub fn kernel_choice(text: &str) -> Result<KernelChoice> {
     }
     if !is_path(text) {
         return Err(Error::new(format!(
-            "there is no kernel '{text}'; say debian, tuned or micro, or give the path of a kernel file"
+            "there is no kernel '{text}'; say debian, debian-full, tuned or micro, or give the path of a kernel file"
         )));
     }
     let unusable = |error: &dyn std::fmt::Display| {

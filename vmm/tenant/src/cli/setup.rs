@@ -14,7 +14,7 @@ use crate::terminal::output;
 /// Flags of `fief setup`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Kernels to make ready: debian (the distribution's), tuned (ours, built here), micro [debian]
+    /// Kernels to make ready: debian (the distribution's for clouds), debian-full (with drivers of all hardware), tuned (ours, built here), micro [debian]
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
     /// Images to make ready: debian, busybox, bench (for `fief bench`) [debian]
