@@ -2,6 +2,8 @@
 
 mod binding;
 mod listing;
+mod mapped;
+mod tenant;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -42,7 +44,7 @@ const DEVICES: [&str; 15] = [
     "ivshmem-plain,addr=13.0,memdev=large",
     "edu,addr=14.0",
     "edu,addr=15.0,dma_mask=0xffffffffffffffff",
-    "e1000e,addr=16.0",
+    "e1000e,addr=16.0,netdev=cable",
     "pci-serial,addr=17.0,chardev=line",
     "bochs-display,addr=18.0,vgamem=16M,multifunction=on",
     "intel-hda,addr=18.1",
@@ -56,7 +58,8 @@ const DEVICES: [&str; 15] = [
 /// What devices stand on, but for drives.
 const BACKENDS: [[&str; 2]; 3] = [
     ["-object", "memory-backend-memfd,id=large,size=1G,share=on"],
-    ["-chardev", "null,id=line"],
+    // A network with nothing in it but its router, which answers to pings.
+    ["-netdev", "user,id=cable,restrict=on"],
     ["-chardev", "null,id=other-line"],
 ];
 
@@ -67,6 +70,11 @@ const DRIVE_SIZE: u64 = 64 << 20;
 /// Its state directory; `tests/run` stops it.
 fn state() -> PathBuf {
     state_directory().join("passthrough")
+}
+
+/// The socket at the other end of the serial port.
+fn line() -> PathBuf {
+    state().join("line.sock")
 }
 
 /// Starts it, once for all tests: afresh, as an earlier run may have left drivers changed.
@@ -92,6 +100,9 @@ fn start() {
             let path = path.display().to_string().replace(',', ",,");
             qemu(&format!("if=none,id={name},format=raw,file={path}"));
         }
+        qemu("-chardev");
+        let path = line().display().to_string().replace(',', ",,");
+        qemu(&format!("socket,id=line,server=on,wait=off,path={path}"));
         for word in BACKENDS.iter().flatten() {
             qemu(word);
         }
