@@ -1,8 +1,15 @@
 //! PCI passthrough, on an emulated host of its own: with an IOMMU, and with devices to pass.
 
 mod binding;
+mod dma;
+mod drive;
+mod groups;
+mod hot;
+mod killed;
 mod listing;
 mod mapped;
+mod owners;
+mod reset;
 mod tenant;
 
 use std::fs::{self, File};

@@ -49,7 +49,7 @@ pub enum AttachError {
     Share { id: String, source: io::Error },
     #[error(
         "device {id}: {function} cannot be reset, so what its last user left would stay in it; take it all the same with \
-         allow_no_reset"
+         allow_no_reset (of fief: --allow-no-reset)"
     )]
     NoReset { id: String, function: String },
     #[error("device {id}: {function} was not reset: {source}")]
