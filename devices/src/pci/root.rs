@@ -447,7 +447,7 @@ impl Slots {
                 continue;
             };
             header.space.read(offset, data);
-            if !owned_by_root(offset) {
+            if let Some((offset, data)) = functions_part(offset, data) {
                 occupant.function.config_read(&header.space, offset, data);
             }
         }
@@ -511,6 +511,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn owned_by_root(offset: u16) -> bool {
     let bars = register::BAR0..register::BAR0 + 4 * u16::from(BAR_COUNT);
     [register::COMMAND, register::ROM].contains(&(offset & !3)) || bars.contains(&offset)
+}
+
+/// What of a read within a dword the function may replace: nothing that the root decides by, but the status register in the
+/// dword of the command register.
+fn functions_part(offset: u16, data: &mut [u8]) -> Option<(u16, &mut [u8])> {
+    if offset & !3 == register::COMMAND {
+        let before = register::STATUS.saturating_sub(offset);
+        let status = data.get_mut(usize::from(before)..)?;
+        return (!status.is_empty()).then_some((offset + before, status));
+    }
+    (!owned_by_root(offset)).then_some((offset, data))
 }
 
 /// Cuts an access into pieces that stay within aligned dwords: offset of each and its place in the data. An access of a

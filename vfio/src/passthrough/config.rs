@@ -92,6 +92,11 @@ impl Configuration {
         space.set(register::INTERRUPT_PIN, &[pin.into()]);
         let mut own = vec![false; raw.len()];
         mark(&mut own, 0, FIRST_CAPABILITY);
+        // Whether its wired interrupt is pending only the function knows. Drivers that share a line ask for it, and take the
+        // interrupt for another's without.
+        if let Some(status) = own.get_mut(usize::from(register::STATUS)) {
+            *status = false;
+        }
         for range in hidden {
             mark(&mut own, range.start, range.len());
         }

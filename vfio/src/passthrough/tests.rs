@@ -248,6 +248,25 @@ fn the_functions_own_command_register_always_lets_it_answer() {
 }
 
 #[test]
+fn a_pending_wired_interrupt_is_seen_in_the_status_register() {
+    const PENDING: u32 = 1 << 19;
+    let rig = Rig::new(everything());
+    assert_eq!(rig.get(4) & PENDING, 0);
+    rig.remote.config.lock().unwrap()[6] |= 1 << 3;
+    assert_eq!(rig.get(4) & PENDING, PENDING);
+    rig.put16(4, 0x400);
+    assert_eq!(rig.get(4) & PENDING, PENDING, "masked is pending still");
+    rig.put16(6, 0xFFFF);
+    assert_eq!(
+        rig.remote.config.lock().unwrap()[6..8],
+        [0x18, 0],
+        "it is not written"
+    );
+    rig.remote.config.lock().unwrap()[6] &= !(1 << 3);
+    assert_eq!(rig.get(4) & PENDING, 0);
+}
+
+#[test]
 fn msix_vectors_go_where_the_table_says_and_wait_while_masked() {
     let rig = Rig::new(everything());
     assert_eq!(rig.enabled(), Some((Interrupt::Intx, 1)));

@@ -34,7 +34,9 @@ impl PciFunction for Probe {
         assert!(usize::from(offset % 4) + data.len() <= 4);
         match offset {
             0x44 => data.fill(0x77),
-            0x04..0x08 | 0x10..0x28 | 0x30..0x34 => panic!("asked for {offset:#x}"),
+            // Its interrupt is pending.
+            0x06 => data.iter_mut().take(1).for_each(|low| *low |= 1 << 3),
+            0x04..0x06 | 0x10..0x28 | 0x30..0x34 => panic!("asked for {offset:#x}"),
             _ => {}
         }
     }
@@ -257,7 +259,10 @@ fn hooks_see_their_registers_but_never_replace_bars_or_command() {
     let mut data = [0; 8];
     ecam.read(at(0, 0x42), &mut data);
     assert_eq!(data, [0, 0, 0x77, 0x77, 0x77, 0x77, 0, 0], "cut at dwords");
-    assert_eq!(get(&*ecam, at(0, 4)), 0x10_0000);
+    assert_eq!(get(&*ecam, at(0, 4)), 0x18_0000, "the status");
+    let mut status = [0; 2];
+    ecam.read(at(0, 5), &mut status);
+    assert_eq!(status, [0, 0x18]);
     assert_eq!(get(&*ecam, at(0, 0x10)), 0xC000_0000);
     ecam.write(at(0, 0x41), &[1; 4]);
     assert_eq!(*function.hooked.lock().unwrap(), [0x41, 0x44]);

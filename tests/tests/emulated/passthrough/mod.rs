@@ -10,6 +10,7 @@ mod listing;
 mod mapped;
 mod owners;
 mod reset;
+mod serial;
 mod tenant;
 
 use std::fs::{self, File};
