@@ -37,6 +37,9 @@ struct User {
     tenant: Option<String>,
 }
 
+/// Who used functions last.
+pub struct Users(Vec<(PciAddress, Option<User>)>);
+
 /// Gives devices to tenants; nobody else does as long as this is there.
 pub struct Registry {
     _lock: Held,
@@ -110,6 +113,36 @@ impl Registry {
     pub fn used(&self, tenant: &Tenant, device: &Device) -> Result<(), DeviceError> {
         for address in device.functions() {
             self.write(address, &User::of(tenant))?;
+        }
+        Ok(())
+    }
+
+    /// Who used functions of `devices` last.
+    ///
+    /// # Errors
+    /// What was written down cannot be read.
+    pub fn users(&self, devices: &[Device]) -> Result<Users, DeviceError> {
+        let functions = devices.iter().flat_map(Device::functions);
+        let users = functions.map(|address| Ok((address, read_json(&self.path(address))?)));
+        Ok(Users(users.collect::<Result<_, DeviceError>>()?))
+    }
+
+    /// The tenant that had them since did not get to use them.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn put_back(&self, users: &Users) -> Result<(), DeviceError> {
+        for (address, user) in &users.0 {
+            let path = self.path(*address);
+            match user {
+                Some(user) => self.write(*address, user)?,
+                None => std::fs::remove_file(&path)
+                    .or_else(|error| match error.kind() {
+                        std::io::ErrorKind::NotFound => Ok(()),
+                        _ => Err(error),
+                    })
+                    .map_err(crate::store::failed("remove", &path))?,
+            }
         }
         Ok(())
     }
@@ -241,5 +274,24 @@ mod tests {
         assert!(registry.was_anothers(&alice, &pair).unwrap());
         registry.used(&bob, &pair).unwrap();
         assert!(!registry.was_anothers(&bob, &pair).unwrap());
+    }
+
+    #[test]
+    fn who_did_not_get_a_device_did_not_use_it() {
+        let rig = Rig::new();
+        let pair = device("01:00.0", &["01:00.1"]);
+        let [first, second] = ["first", "second"].map(|name| rig.tenant(name, &[]));
+        let registry = rig.registry();
+        registry.used(&first, &device("01:00.0", &[])).unwrap();
+        let before = registry.users(std::slice::from_ref(&pair)).unwrap();
+        registry.used(&second, &pair).unwrap();
+        registry.put_back(&before).unwrap();
+        registry.put_back(&before).unwrap();
+        assert!(!registry.was_anothers(&first, &pair).unwrap());
+        let other = device("01:00.1", &[]);
+        assert!(
+            !registry.was_anothers(&second, &other).unwrap(),
+            "nobody had it"
+        );
     }
 }

@@ -22,7 +22,7 @@ use super::{
     Backend, BackendError, BootFiles, Event, Spawned, VSOCK_SOCKET, agent_words, failed,
     parse_event, socket, text, through,
 };
-use crate::devices::Registry;
+use crate::devices::{Registry, Users};
 use crate::network::{self, Record};
 use crate::process::Child;
 use crate::spec::{Device, Disk, DiskSource, Isolation, Spec};
@@ -133,7 +133,7 @@ impl Vm {
                 ..Balloon::default()
             })?;
         }
-        self.give_devices(client)?;
+        let users = self.give_devices(client)?;
         if let Some(network) = &self.network {
             let limiter = Some(self.spec.limits.net_limiter()).filter(RateLimiter::limits);
             client.put_network_interface(&NetworkInterface {
@@ -152,7 +152,12 @@ impl Vm {
             true => client,
             false => &client.clone().with_timeout(PATIENCE),
         };
-        client.start()?;
+        let started = client.start();
+        if let Err(ClientError::Refused { .. }) = started {
+            // No guest ran: what is in the devices is not this tenant's.
+            users.map_or(Ok(()), |users| Registry::open()?.put_back(&users))?;
+        }
+        started?;
         // They come as they do to a running tenant, and can go again: what is there before the start stays.
         for disk in &self.spec.disks {
             client.put_drive(&extra_drive(&self.tenant, disk))?;
@@ -160,14 +165,17 @@ impl Vm {
         Ok(())
     }
 
-    /// The devices that it is started with.
-    fn give_devices(&self, client: &Client) -> Result<(), BackendError> {
+    /// The devices that it is started with; who used them last.
+    fn give_devices(&self, client: &Client) -> Result<Option<Users>, BackendError> {
         if self.spec.devices.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let registry = Registry::open()?;
-        let mut devices = self.spec.devices.iter();
-        devices.try_for_each(|device| give_device(client, &registry, &self.tenant, device))
+        let users = registry.users(&self.spec.devices)?;
+        for device in &self.spec.devices {
+            give_device(client, &registry, &self.tenant, device)?;
+        }
+        Ok(Some(users))
     }
 
     /// The kernel command line. Every value in it was checked to be one word.
