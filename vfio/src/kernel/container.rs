@@ -56,6 +56,8 @@ struct State {
     /// The RAM is mapped.
     mapped: bool,
     groups: Vec<(u32, Weak<Group>)>,
+    /// Functions that are open, with the device of the guest that each is of.
+    functions: Vec<(String, String)>,
 }
 
 /// An IOMMU group whose functions are the guest's.
@@ -120,13 +122,18 @@ impl Container {
             other => other,
         })?;
         self.enter(&file, number, address, !state.mapped)?;
-        if !state.mapped {
-            self.map_ram()?;
-            state.mapped = true;
-        }
-        self.host
-            .add_group(&file)
-            .map_err(refused("tell KVM of the group"))?;
+        let first = !state.mapped;
+        let joined = match first {
+            true => self.map_ram(),
+            false => Ok(()),
+        };
+        let known = |()| {
+            self.host
+                .add_group(&file)
+                .map_err(refused("tell KVM of the group"))
+        };
+        joined.and_then(known).inspect_err(|_| leave(&file))?;
+        state.mapped = true;
         let group = Arc::new(Group {
             number,
             file,
@@ -165,6 +172,7 @@ impl Container {
         if first {
             let type1 = libc::c_ulong::from(VFIO_TYPE1v2_IOMMU);
             ioctl::with_value(&self.file, ioctl::SET_IOMMU, type1)
+                .inspect_err(|_| leave(group))
                 .map_err(|error| attach_error(error, number, "set up the IOMMU"))?;
         }
         Ok(())
@@ -211,6 +219,24 @@ impl Container {
             }
             info = Sized32::new(&[0], info.needed());
         }
+    }
+
+    /// The function at `address` is open, as one of the guest's `device`.
+    pub(super) fn opened(&self, address: &str, device: &str) {
+        let function = (address.to_owned(), device.to_owned());
+        self.lock().functions.push(function);
+    }
+
+    /// It is no longer.
+    pub(super) fn closed(&self, address: &str) {
+        self.lock().functions.retain(|(open, _)| open != address);
+    }
+
+    /// Whether the function at `address` is one of another device of the guest than `device`.
+    pub(super) fn is_of_another(&self, address: &str, device: &str) -> bool {
+        let state = self.lock();
+        let mut open = state.functions.iter();
+        open.any(|(open, of)| open == address && of != device)
     }
 
     /// Descriptors of the groups with these numbers, if all of them are here.
@@ -288,6 +314,15 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.host.remove_group(&self.file);
+        leave(&self.file);
+    }
+}
+
+/// Takes a group out of its container. Closing does it too, but not where another descriptor of the group stays open, such as
+/// one that was passed to this process.
+fn leave(group: &File) {
+    if let Err(error) = ioctl::with_value(group, ioctl::GROUP_UNSET_CONTAINER, 0) {
+        tracing::debug!("a VFIO group does not leave its container: {error}");
     }
 }
 

@@ -35,6 +35,8 @@ const KINDS: [Interrupt; 5] = [
 /// A function of the host.
 pub struct KernelFunction {
     address: String,
+    /// The guest's name of the device that it is a function of.
+    of: String,
     device: File,
     regions: Vec<RegionInfo>,
     interrupts: [u16; KINDS.len()],
@@ -45,13 +47,15 @@ pub struct KernelFunction {
 }
 
 impl KernelFunction {
-    /// Opens the function at `address` (`dddd:bb:dd.f`), whose IOMMU group is `group`, or is looked up.
+    /// Opens the function at `address` (`dddd:bb:dd.f`), whose IOMMU group is `group`, or is looked up. It is one of the
+    /// guest's device `of`: with the others of that it is reset, where it has no reset of its own.
     ///
     /// # Errors
     /// See [`KernelError`].
     pub fn open(
         container: &Arc<Container>,
         address: &str,
+        of: &str,
         group: Option<u32>,
     ) -> Result<Arc<Self>, KernelError> {
         let number = match group {
@@ -75,15 +79,18 @@ impl KernelFunction {
             .map(|region| region_info(&device, region))
             .into_iter()
             .collect();
-        Ok(Arc::new(Self {
+        let function = Arc::new(Self {
             address: address.to_owned(),
+            of: of.to_owned(),
             regions: regions.map_err(refused("describe a region of the function"))?,
             interrupts: KINDS.map(|kind| interrupt_count(&device, kind)),
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             device,
             group,
             container: Arc::clone(container),
-        }))
+        });
+        container.opened(address, of);
+        Ok(function)
     }
 
     /// Its address, `dddd:bb:dd.f`.
@@ -210,7 +217,8 @@ impl RemoteFunction for KernelFunction {
 }
 
 impl KernelFunction {
-    /// Whether all that a reset of the bus would reset are functions of the same device: others may be at work.
+    /// Whether all that a reset of the bus would reset are functions of the same device, in the host and in the guest: others
+    /// may be at work.
     fn own(&self, affected: &[reset::Affected]) -> bool {
         let device = |address: &str| {
             address
@@ -219,8 +227,15 @@ impl KernelFunction {
         };
         let own = device(&self.address);
         let groups: Vec<u32> = affected.iter().map(|function| function.group).collect();
-        affected.iter().all(|f| device(&f.address()) == own)
+        let mut all = affected.iter().map(reset::Affected::address);
+        all.all(|f| device(&f) == own && !self.container.is_of_another(&f, &self.of))
             && self.container.groups(&groups).is_some()
+    }
+}
+
+impl Drop for KernelFunction {
+    fn drop(&mut self) {
+        self.container.closed(&self.address);
     }
 }
 

@@ -14,6 +14,7 @@ pub const CHECK_EXTENSION: libc::Ioctl = number(1);
 pub const SET_IOMMU: libc::Ioctl = number(2);
 pub const GROUP_GET_STATUS: libc::Ioctl = number(3);
 pub const GROUP_SET_CONTAINER: libc::Ioctl = number(4);
+pub const GROUP_UNSET_CONTAINER: libc::Ioctl = number(5);
 pub const GROUP_GET_DEVICE_FD: libc::Ioctl = number(6);
 pub const DEVICE_GET_INFO: libc::Ioctl = number(7);
 pub const DEVICE_GET_REGION_INFO: libc::Ioctl = number(8);

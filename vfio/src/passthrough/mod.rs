@@ -117,7 +117,6 @@ impl Passthrough {
             failed: AtomicBool::new(false),
         });
         function.set_command(0);
-        function.interrupts.start();
         Ok(function)
     }
 
@@ -135,10 +134,7 @@ impl Passthrough {
     /// Says once that the function does not do what it should.
     fn check<T>(&self, what: &str, done: io::Result<T>) -> Option<T> {
         match done {
-            Ok(value) => {
-                self.failed.store(false, Ordering::Relaxed);
-                Some(value)
-            }
+            Ok(value) => Some(value),
             Err(error) => {
                 if !self.failed.swap(true, Ordering::Relaxed) {
                     tracing::warn!("{}: {what} failed: {error}; it reads as ones", self.name);
@@ -254,6 +250,8 @@ impl PciFunction for Passthrough {
 
     fn config_write(&self, space: &ConfigSpace, offset: u16, data: &[u8]) {
         if offset & !3 == register::COMMAND {
+            // A guest that begins with it. Not before: the machine's interrupt controllers are reset after its functions.
+            self.interrupts.start();
             return self.set_command(space.command());
         }
         self.interrupts.config_written(space, offset);
@@ -325,7 +323,6 @@ impl PciFunction for Passthrough {
             self.reset_function();
             self.set_command(0);
         }
-        self.interrupts.start();
     }
 }
 

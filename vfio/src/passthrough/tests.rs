@@ -77,14 +77,17 @@ impl Rig {
             mmio64: HIGH..HIGH + (1 << 32),
         });
         let slot = root.add(function.clone()).unwrap();
-        Self {
+        let rig = Self {
             machine,
             remote,
             function,
             ecam: root.ecam(),
             root,
             slot: slot.into(),
-        }
+        };
+        assert_eq!(rig.enabled(), None, "the guest has not begun");
+        rig.put16(4, 0);
+        rig
     }
 
     fn get(&self, register: usize) -> u32 {
@@ -376,6 +379,10 @@ fn a_machine_reset_resets_it_and_forgets_its_interrupts() {
     rig.put16(MSIX + 2, 0x8000);
     rig.root.reset();
     assert!(rig.machine.slots.ranges().is_empty());
+    // Its line is low while the machine's interrupt controllers are reset, until the new guest begins with it.
+    assert_eq!(rig.enabled(), None);
+    assert!(rig.machine.line.connected.lock().unwrap().is_none());
+    rig.put16(4, 0);
     assert_eq!(rig.enabled(), Some((Interrupt::Intx, 1)));
     assert_eq!(rig.remote.resets.load(Ordering::SeqCst), 1);
     assert_eq!(rig.remote.command(), 0x3);

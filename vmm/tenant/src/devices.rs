@@ -151,18 +151,26 @@ impl Registry {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn forget(&self, tenant: &Tenant, devices: &[Device]) -> Result<(), DeviceError> {
+    pub fn forget(&self, tenant: &Tenant) -> Result<(), DeviceError> {
         let user = User::of(tenant);
-        for address in devices.iter().flat_map(Device::functions) {
-            if read_json(&self.path(address))?.as_ref() == Some(&user) {
+        // All of them: it may have had some that its spec no longer names.
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| path.extension().is_some_and(|end| end == "json")) {
+            if read_json(&path)?.as_ref() == Some(&user) {
                 let nobody = User {
                     tenant: None,
                     ..user.clone()
                 };
-                self.write(address, &nobody)?;
+                write_json(&path, &nobody)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a tenant ever had a device since the host's start.
+    pub fn is_used() -> bool {
+        Path::new(MACHINE).join("devices").exists()
     }
 
     fn write(&self, address: PciAddress, user: &User) -> Result<(), DeviceError> {
@@ -263,14 +271,12 @@ mod tests {
                 .unwrap()
         );
         // Another tenant of the same name is somebody else.
-        registry.forget(&bob, std::slice::from_ref(&pair)).unwrap();
+        registry.forget(&bob).unwrap();
         assert!(
             !registry.was_anothers(&alice, &pair).unwrap(),
             "it was not bob's to forget"
         );
-        registry
-            .forget(&alice, std::slice::from_ref(&pair))
-            .unwrap();
+        registry.forget(&alice).unwrap();
         assert!(registry.was_anothers(&alice, &pair).unwrap());
         registry.used(&bob, &pair).unwrap();
         assert!(!registry.was_anothers(&bob, &pair).unwrap());

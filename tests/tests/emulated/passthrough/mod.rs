@@ -3,6 +3,7 @@
 mod binding;
 mod dma;
 mod drive;
+mod graphics;
 mod groups;
 mod hot;
 mod killed;

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fief_devices::GuestRam;
 use fief_devices::ram::{GuestRegion, ReleasePages};
@@ -54,8 +53,8 @@ pub struct GuestMemory {
     backing: MemoryBacking,
     /// The file that RAM is a mapping of.
     file: Option<File>,
-    /// How many have pinned it.
-    pins: AtomicUsize,
+    /// How many have pinned it. Locked while pages are given back, so that none is that somebody is about to pin.
+    pins: Mutex<usize>,
 }
 
 impl GuestMemory {
@@ -83,7 +82,7 @@ impl GuestMemory {
             size,
             backing: config.backing.clone(),
             file,
-            pins: AtomicUsize::new(0),
+            pins: Mutex::new(0),
         })
     }
 
@@ -96,12 +95,12 @@ impl GuestMemory {
 
     /// Keeps pages where they are until the pin is dropped: something of the host's writes to them by itself.
     pub fn pin(self: &Arc<Self>) -> Pin {
-        self.pins.fetch_add(1, Ordering::SeqCst);
+        *self.pins() += 1;
         Pin(Arc::clone(self))
     }
 
-    fn is_pinned(&self) -> bool {
-        self.pins.load(Ordering::SeqCst) > 0
+    fn pins(&self) -> MutexGuard<'_, usize> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Guest RAM as devices see it.
@@ -146,11 +145,12 @@ impl GuestMemory {
     /// # Errors
     /// The host refused; the contents are then undefined.
     pub fn clear(&self) -> Result<(), MemoryError> {
+        let pins = self.pins();
         for region in self.ram.iter() {
             let length = usize::try_from(region.len()).unwrap_or(0);
             // A private mapping of a file shows the file again once its pages are dropped; and a device goes on writing to
             // pages that were dropped while it had them pinned.
-            if matches!(self.backing, MemoryBacking::File(_)) || self.is_pinned() {
+            if matches!(self.backing, MemoryBacking::File(_)) || *pins > 0 {
                 // SAFETY: the range is exactly one mapped, writable region and no reference into it exists; vm-memory
                 // hands out none.
                 unsafe { std::ptr::write_bytes(region.as_ptr(), 0, length) };
@@ -166,7 +166,7 @@ impl GuestMemory {
     /// it lets others have them, and the guest dies (SIGBUS) when it touches one again and there is none left. Nor while it
     /// is pinned.
     pub fn can_release(&self) -> bool {
-        self.backing != MemoryBacking::HugeTlb && !self.is_pinned()
+        self.backing != MemoryBacking::HugeTlb && *self.pins() == 0
     }
 
     /// Gives the pages of a range back to the host.
@@ -194,13 +194,15 @@ pub struct Pin(Arc<GuestMemory>);
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.0.pins.fetch_sub(1, Ordering::SeqCst);
+        let mut pins = self.0.pins();
+        *pins = pins.saturating_sub(1);
     }
 }
 
 impl ReleasePages for GuestMemory {
     fn release(&self, start: GuestAddress, length: u64) -> io::Result<()> {
-        if !self.can_release() {
+        let pins = self.pins();
+        if self.backing == MemoryBacking::HugeTlb || *pins > 0 {
             return Ok(());
         }
         let length = usize::try_from(length).map_err(io::Error::other)?;

@@ -132,13 +132,14 @@ impl Opener {
     /// See [`AttachError`].
     pub fn open(&self, config: &PassthroughConfig) -> Result<Opened, AttachError> {
         let id = || config.id.clone();
+        raise_descriptor_limit();
         let (functions, space) = match &config.source {
             Source::Host { functions, group } => {
                 let failed = |source| AttachError::Host { id: id(), source };
                 let container = self.container().map_err(failed)?;
                 let open = |address: &fief_api::PciAddress| {
                     let name = address.to_string();
-                    let remote = KernelFunction::open(&container, &name, *group)?;
+                    let remote = KernelFunction::open(&container, &name, &config.id, *group)?;
                     Ok(Function { name, remote })
                 };
                 let functions: Result<Vec<_>, _> = functions.iter().map(open).collect();
@@ -238,10 +239,31 @@ fn reset(config: &PassthroughConfig, function: &Function) -> Result<(), AttachEr
     };
     match done {
         Err(error) if config.allow_no_reset => {
-            tracing::warn!("{error}; it is used as it is");
+            tracing::warn!(
+                "device {}: {} is used as its last user left it, without a reset",
+                config.id,
+                function.name
+            );
+            tracing::debug!("{error}");
             Ok(())
         }
         done => done,
+    }
+}
+
+/// Every vector of a function is a descriptor, of which it can have 2048.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls are given a structure to write or read.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            // If it cannot be raised, a function with few vectors works all the same.
+            let _ = libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
 }
 

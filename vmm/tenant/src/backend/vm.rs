@@ -43,6 +43,8 @@ pub const INTERFACE: &str = "eth0";
 
 /// How long the monitor may take to listen: it needs milliseconds, a busy emulated host far more.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the monitor may take to pin all of a tenant's memory, which is allocated and cleared for that.
+pub const PINNING: Duration = Duration::from_secs(600);
 /// One look at the API socket while the monitor starts.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -150,7 +152,7 @@ impl Vm {
         // Pinning memory takes time.
         let client = match self.spec.devices.is_empty() {
             true => client,
-            false => &client.clone().with_timeout(PATIENCE),
+            false => &client.clone().with_timeout(PINNING),
         };
         let started = client.start();
         if let Err(ClientError::Refused { .. }) = started {

@@ -188,6 +188,7 @@ impl Running<'_> {
             (before.cpus != after.cpus, "processors"),
             (before.memory != after.memory, "memory"),
             (before.log != after.log, "log"),
+            (before.pin_memory != after.pin_memory, "pinned memory"),
         ];
         let later: Vec<_> = later
             .iter()

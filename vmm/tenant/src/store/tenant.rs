@@ -348,12 +348,8 @@ impl Locked {
         let directory = &self.tenant.directory;
         // Whoever gets the name next has no part in what was granted to this one.
         let could_reach = network::forget_grants(&self.tenant)?;
-        let devices = self
-            .tenant
-            .spec()
-            .map_or_else(|_| Vec::new(), |spec| spec.devices);
-        if !devices.is_empty()
-            && let Err(error) = Registry::open().and_then(|r| r.forget(&self.tenant, &devices))
+        if Registry::is_used()
+            && let Err(error) = Registry::open().and_then(|registry| registry.forget(&self.tenant))
         {
             say(&format!(
                 "fief: who had the devices of '{}' cannot be noted: {error}",

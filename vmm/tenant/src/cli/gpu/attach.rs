@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fief_api::PciAddress;
+use fief_api::{ClientError, PciAddress};
 
 use crate::backend::vm;
 use crate::cli::devices::{one_function, whole_device};
@@ -12,7 +12,7 @@ use crate::spec::{Device, Spec, TenantName};
 use crate::store::{Store, Tenant};
 use crate::terminal::{output, say};
 
-/// How long the monitor of a running tenant may take to answer (pinning its memory takes time), and the guest to let go.
+/// How long the guest may take to let go.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether the guest has let go.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -55,28 +55,36 @@ pub fn attach(context: &Context, args: &AttachArgs) -> Result<()> {
         true => one_function(args.address, args.allow_no_reset)?,
         false => whole_device(args.address, args.allow_no_reset)?,
     };
-    tenant.change_spec(|spec| add(&store, &tenant, spec, device.clone()))?;
+    // Until it is written down whose it is.
+    let registry = Registry::open()?;
+    tenant.change_spec(|spec| add(&store, &registry, &tenant, spec, device.clone()))?;
+    drop(registry);
     output(&format!("{}\n", args.address))?;
     Ok(())
 }
 
-fn add(store: &Store, tenant: &Tenant, spec: &mut Spec, device: Device) -> Result<()> {
-    let before = spec.clone();
+fn add(
+    store: &Store,
+    registry: &Registry,
+    tenant: &Tenant,
+    spec: &mut Spec,
+    device: Device,
+) -> Result<()> {
     spec.devices.push(device.clone());
     spec.check(prepare::total_memory()?)?;
-    let registry = Registry::open()?;
     registry.check(store, tenant.name.as_str(), &spec.devices)?;
     if runs(tenant) {
         let (_directory, api) = vm::api(tenant)?;
-        let client = api.with_timeout(PATIENCE);
-        if !before.keeps_memory() {
+        let client = api.with_timeout(vm::PINNING);
+        // What it was started with counts, not what its spec says by now.
+        if client.vm_config()?.balloon.is_some() {
             return Err(Error::new(format!(
                 "tenant '{0}' gives unused memory back to this machine while it runs, which a device must not meet; \
-                 `fief set {0} --pin-memory`, then `fief restart {0}`, and attach the device",
+                 `fief set {0} --pin-memory`, then `fief restart {0}`, and attach the device (or stop it, attach, and start it)",
                 tenant.name
             )));
         }
-        vm::give_device(&client, &registry, tenant, &device)?;
+        vm::give_device(&client, registry, tenant, &device)?;
     }
     Ok(())
 }
@@ -118,12 +126,17 @@ fn take_away(tenant: &Tenant, device: &Device) -> Result<()> {
     if !is_there()? {
         return Ok(());
     }
-    if let Err(error) = api.delete_device(&id) {
-        say(&format!(
-            "fief: tenant '{0}' keeps {1} until it stops: {error}",
-            tenant.name, device.address
-        ));
-        return Ok(());
+    match api.delete_device(&id) {
+        Ok(()) => {}
+        // One that it was started with.
+        Err(error @ ClientError::Refused { .. }) => {
+            say(&format!(
+                "fief: tenant '{0}' keeps {1} until it stops: {error}",
+                tenant.name, device.address
+            ));
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
     }
     let deadline = Instant::now() + PATIENCE;
     while is_there()? {
