@@ -62,7 +62,7 @@ fn devices_come_to_a_running_tenant_and_go_to_another() {
 fn a_tenant_that_gives_memory_back_is_told_how_to_get_a_device() {
     bind(&[EDU_WIDE]);
     let tenant = Tenant::start("unpinned", "");
-    let attach = format!("gpu attach unpinned {EDU_WIDE}");
+    let attach = format!("gpu attach --allow-no-reset unpinned {EDU_WIDE}");
     let said = run(&attach).fails(125);
     for advice in ["fief set unpinned --pin-memory", "fief restart unpinned"] {
         assert!(said.contains(advice), "{said}");
