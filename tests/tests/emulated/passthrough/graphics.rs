@@ -1,6 +1,6 @@
 //! What only a kernel with drivers of all hardware has: a display controller in the place of a GPU, and a network card.
 
-use super::tenant::{Tenant, bind};
+use super::tenant::{Tenant, bind, unbind};
 use super::{CARD, GPU, run, said, start};
 
 /// The router of the card's network (QEMU's user network).
@@ -39,4 +39,6 @@ fn a_gpu_has_its_driver_and_a_card_its_network_in_a_machine_with_the_full_kernel
     let list = said(&["gpu", "list"]).ok();
     let owned = format!("{GPU}: belongs to tenant 'graphics'");
     assert!(list.contains(&owned), "{list}");
+    drop(tenant);
+    unbind(&[GPU, CARD]);
 }

@@ -53,7 +53,9 @@ fn memory_of_a_gibibyte_behind_a_bar_is_reached_without_exits() {
 #[test]
 fn the_frame_buffer_of_a_display_keeps_what_the_tenant_draws() {
     bind(&[GPU]);
-    let tenant = Tenant::start("drawer", &format!("--gpu {GPU}")).with_driver();
+    // Another test's tenant may have had it, and it has no reset.
+    let options = format!("--gpu {GPU} --allow-no-reset");
+    let tenant = Tenant::start("drawer", &options).with_driver();
     let address = tenant.address("1234:1111");
     let class = tenant.sh(&format!("cat /sys/bus/pci/devices/{address}/class"));
     assert_eq!(class.ok(), "0x038000");
