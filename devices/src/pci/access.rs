@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::root::{Place, Slots};
+use super::place::Place;
+use super::root::Slots;
 use crate::bus::BusDevice;
 
 /// ECAM of one bus (PCIe 5.0 §7.2.2): offset bits 19–15 device, 14–12 function, 11–0 register.

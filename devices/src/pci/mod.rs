@@ -10,6 +10,7 @@ pub mod msix;
 pub mod root;
 
 mod access;
+mod place;
 mod window;
 
 pub use bar::{BAR_COUNT, Bar, BarKind, ROM_BAR, Window};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{ConfigPorts, Ecam};
 use super::bar::{BAR_COUNT, Bar, PLACES, Window};
 use super::config::{ConfigSpace, HEADER_MULTI_FUNCTION, register};
+use super::place::Place;
 use super::window::{BarMap, BarWindow};
 use super::{FUNCTIONS, PciFunction, SLOTS};
 use crate::bus::BusDevice;
@@ -90,23 +91,6 @@ pub struct FunctionState {
     pub slot: u8,
     pub function: u8,
     pub config: Vec<u8>,
-}
-
-/// Where a function is on its bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    slot: u8,
-    function: u8,
-}
-
-impl Place {
-    /// As both ways to configuration space write it: five bits of device number, three of function number.
-    pub(super) fn from_byte(byte: u8) -> Self {
-        Self {
-            slot: byte >> 3,
-            function: byte & 7,
-        }
-    }
 }
 
 /// A device on the bus.

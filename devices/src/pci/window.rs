@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::PciFunction;
 use super::bar::Window;
-use super::root::Place;
+use super::place::Place;
 use crate::bus::BusDevice;
 
 /// A BAR that answers at present.
