@@ -73,9 +73,10 @@ END
     process=$!
     trap 'kill $process 2> /dev/null' EXIT
     read -r ready <&$device
-    coproc MONITOR { fief-vmm --no-api --config-file $directory/config --event-path $directory/events 2>&1; }
+    coproc MONITOR { exec fief-vmm --no-api --config-file $directory/config --event-path $directory/events 2>&1; }
     in=${MONITOR[1]} pid=$MONITOR_PID
-    exits() { cat /sys/kernel/debug/kvm/*-*/mmio_exits | { read -r first; echo $first; }; }
+    # Of this machine alone: tenants of other tests may run beside it.
+    exits() { cat /sys/kernel/debug/kvm/$pid-*/mmio_exits; }
     while read -r line; do
         line=${line%$'\r'}
         case $line in
