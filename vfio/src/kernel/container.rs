@@ -16,12 +16,12 @@ use vfio_bindings::bindings::vfio::{
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::error::KernelError;
-use super::ioctl::{self, Sized32};
+use super::ioctl::{self, Sized32, size_of_u32};
 use super::sysfs;
 use crate::remote::{DmaMemory, DmaSpace};
 
 /// The container's device node; a group's is in the same directory and is named by its number.
-pub const CONTAINER_NODE: &str = "/dev/vfio/vfio";
+const CONTAINER_NODE: &str = "/dev/vfio/vfio";
 const NODES: &str = "/dev/vfio";
 
 /// What of the machine VFIO has to do with.
@@ -62,7 +62,6 @@ struct State {
 
 /// An IOMMU group whose functions are the guest's.
 pub struct Group {
-    number: u32,
     file: File,
     host: Arc<dyn Host>,
     /// Closed after the group: what is in it reaches nothing any more.
@@ -121,8 +120,8 @@ impl Container {
             }
             other => other,
         })?;
-        self.enter(&file, number, address, !state.mapped)?;
         let first = !state.mapped;
+        self.enter(&file, number, address, first)?;
         let joined = match first {
             true => self.map_ram(),
             false => Ok(()),
@@ -135,7 +134,6 @@ impl Container {
         joined.and_then(known).inspect_err(|_| leave(&file))?;
         state.mapped = true;
         let group = Arc::new(Group {
-            number,
             file,
             host: Arc::clone(&self.host),
             _container: Arc::clone(self),
@@ -281,10 +279,6 @@ impl DmaSpace for Container {
 }
 
 impl Group {
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
     pub(super) fn file(&self) -> &File {
         &self.file
     }
@@ -344,10 +338,6 @@ fn attach_error(source: io::Error, group: u32, what: &'static str) -> KernelErro
         Some(libc::EBUSY) => KernelError::Busy { group },
         _ => KernelError::Refused { what, source },
     }
-}
-
-fn size_of_u32<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }
 
 /// The ranges in the answer to IOMMU_GET_INFO, ends exclusive.

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::container::{Container, Group};
 use super::error::KernelError;
-use super::ioctl::{self, Sized32};
+use super::ioctl::{self, Sized32, size_of_u32};
 use super::{reset, sysfs};
 use crate::mapping::Mapping;
 use crate::region::{Region, RegionInfo};
@@ -42,7 +42,8 @@ pub struct KernelFunction {
     interrupts: [u16; KINDS.len()],
     /// It has a reset of its own.
     resets: bool,
-    group: Arc<Group>,
+    /// Closed after the function.
+    _group: Arc<Group>,
     container: Arc<Container>,
 }
 
@@ -66,7 +67,7 @@ impl KernelFunction {
         let device = group.device(address)?;
         let refused = |what| move |source| KernelError::Refused { what, source };
         let mut info = vfio_device_info {
-            argsz: size::<vfio_device_info>(),
+            argsz: size_of_u32::<vfio_device_info>(),
             ..Default::default()
         };
         // SAFETY: the call writes a structure of the size that `argsz` says.
@@ -86,21 +87,11 @@ impl KernelFunction {
             interrupts: KINDS.map(|kind| interrupt_count(&device, kind)),
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             device,
-            group,
+            _group: group,
             container: Arc::clone(container),
         });
         container.opened(address, of);
         Ok(function)
-    }
-
-    /// Its address, `dddd:bb:dd.f`.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// The number of its IOMMU group.
-    pub fn group(&self) -> u32 {
-        self.group.number()
     }
 
     /// Sets, changes or ends interrupts (struct vfio_irq_set). Gives what the kernel answered: 0, or how many vectors there
@@ -239,10 +230,6 @@ impl Drop for KernelFunction {
     }
 }
 
-fn size<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
-}
-
 /// What VFIO says of a region; nothing if it has none of that number (VGA, or beyond what the function has).
 fn region_info(device: &File, region: Region) -> io::Result<RegionInfo> {
     let mut needed = size_of::<vfio_region_info>();
@@ -278,7 +265,7 @@ fn region_info(device: &File, region: Region) -> io::Result<RegionInfo> {
 /// How many interrupts of a kind there are; none if VFIO does not know the kind.
 fn interrupt_count(device: &File, kind: Interrupt) -> u16 {
     let mut info = vfio_irq_info {
-        argsz: size::<vfio_irq_info>(),
+        argsz: size_of_u32::<vfio_irq_info>(),
         index: kind.index(),
         ..Default::default()
     };

@@ -63,6 +63,11 @@ fn checked(result: libc::c_int) -> io::Result<i32> {
     }
 }
 
+/// Bytes of a structure, as its `argsz` says them.
+pub fn size_of_u32<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
+}
+
 /// A structure of a size that only the kernel knows: `argsz` first, then what the call is about.
 pub struct Sized32(Vec<u32>);
 

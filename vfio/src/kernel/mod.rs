@@ -7,6 +7,6 @@ mod ioctl;
 mod reset;
 mod sysfs;
 
-pub use container::{CONTAINER_NODE, Container, Group, Host};
+pub use container::{Container, Group, Host};
 pub use error::{KernelError, Member};
 pub use function::KernelFunction;
