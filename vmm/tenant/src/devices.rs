@@ -9,7 +9,9 @@ use fief_api::PciAddress;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Device;
-use crate::store::{FileError, Held, MACHINE, Store, StoreError, Tenant, read_json, write_json};
+use crate::store::{
+    FileError, Held, MACHINE, Store, StoreError, Tenant, read_json, remove, write_json,
+};
 
 /// Lock of the machine, held while devices are given away.
 const LOCK: &str = "devices.lock";
@@ -136,12 +138,7 @@ impl Registry {
             let path = self.path(*address);
             match user {
                 Some(user) => self.write(*address, user)?,
-                None => std::fs::remove_file(&path)
-                    .or_else(|error| match error.kind() {
-                        std::io::ErrorKind::NotFound => Ok(()),
-                        _ => Err(error),
-                    })
-                    .map_err(crate::store::failed("remove", &path))?,
+                None => remove(&path)?,
             }
         }
         Ok(())

@@ -83,7 +83,7 @@ pub fn renew(tenant: &Tenant) -> Result<(), Error> {
     let Ok(spec) = tenant.spec() else {
         return Ok(());
     };
-    if !matches!(tenant.state(), Ok(Some(_))) {
+    if !tenant.runs() {
         return Ok(());
     }
     let deadline = Instant::now() + PATIENCE;

@@ -249,7 +249,7 @@ pub fn unbind(
                 driver: driver.clone(),
             });
         }
-        let processes = pci.holders.of(&holders::vfio(function));
+        let processes = pci.holders().of(&holders::vfio(function));
         if function.is_bound() && !processes.is_empty() {
             return Err(BindError::InUse {
                 address: function.address,

@@ -14,6 +14,7 @@ mod places;
 mod tests;
 mod usage;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use fief_api::PciAddress;
@@ -66,7 +67,8 @@ pub enum Vfio {
 pub struct Pci {
     places: Places,
     functions: BTreeMap<PciAddress, Function>,
-    holders: Holders,
+    /// Read when it is first asked for: it takes a look at every process and disk.
+    holders: OnceCell<Holders>,
     /// The IOMMU checks which interrupts devices send, or the administrator does without.
     interrupts_are_safe: bool,
     vfio: Vfio,
@@ -83,11 +85,15 @@ impl Pci {
             .collect();
         Self {
             functions,
-            holders: Holders::read(places),
+            holders: OnceCell::new(),
             interrupts_are_safe: interrupts_are_safe(places),
             vfio: vfio(places),
             places: places.clone(),
         }
+    }
+
+    fn holders(&self) -> &Holders {
+        self.holders.get_or_init(|| Holders::read(&self.places))
     }
 
     /// All functions, in the order of their addresses.
@@ -158,12 +164,12 @@ impl Pci {
         }
         // What a driver of VFIO's has, the host does not use any more, but a machine may.
         if function.is_bound() {
-            let processes = self.holders.of(&holders::vfio(function));
+            let processes = self.holders().of(&holders::vfio(function));
             if !processes.is_empty() {
                 all.push(Obstacle::Open { processes });
             }
         } else {
-            all.extend(usage::of(function, &self.places, &self.holders));
+            all.extend(usage::of(function, &self.places, self.holders()));
         }
         all.extend(self.group_obstacle(function));
         all

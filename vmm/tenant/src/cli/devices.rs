@@ -1,5 +1,7 @@
 //! Flags about devices of this machine that a tenant has for itself.
 
+use std::cell::LazyCell;
+
 use fief_api::PciAddress;
 use fief_host::pci::{Pci, Places};
 
@@ -32,18 +34,19 @@ impl DeviceArgs {
     /// There is no such function on this machine.
     pub fn apply(&self, spec: &mut Spec) -> Result<()> {
         spec.pin_memory |= self.pin_memory;
+        let pci = LazyCell::new(|| Pci::read(&Places::default()));
         for gpu in &self.gpus {
             match gpu {
                 GpuRequest::Named(gpu) => spec.gpus.push(gpu.clone()),
                 GpuRequest::Function(address) => {
-                    let device = whole_device(*address, self.allow_no_reset)?;
+                    let device = whole_device(&pci, *address, self.allow_no_reset)?;
                     spec.devices.push(device);
                 }
             }
         }
         for address in &self.devices {
             spec.devices
-                .push(one_function(*address, self.allow_no_reset)?);
+                .push(one_function(&pci, *address, self.allow_no_reset)?);
         }
         Ok(())
     }
@@ -53,8 +56,7 @@ impl DeviceArgs {
 ///
 /// # Errors
 /// There is none on this machine.
-pub fn whole_device(address: PciAddress, allow_no_reset: bool) -> Result<Device> {
-    let pci = Pci::read(&Places::default());
+pub fn whole_device(pci: &Pci, address: PciAddress, allow_no_reset: bool) -> Result<Device> {
     let function = pci.function(address)?;
     let all = pci.device(function).map(|function| function.address);
     Ok(Device {
@@ -68,8 +70,8 @@ pub fn whole_device(address: PciAddress, allow_no_reset: bool) -> Result<Device>
 ///
 /// # Errors
 /// There is none on this machine.
-pub fn one_function(address: PciAddress, allow_no_reset: bool) -> Result<Device> {
-    Pci::read(&Places::default()).function(address)?;
+pub fn one_function(pci: &Pci, address: PciAddress, allow_no_reset: bool) -> Result<Device> {
+    pci.function(address)?;
     Ok(Device {
         address,
         companions: Vec::new(),

@@ -129,7 +129,7 @@ fn add(tenant: &Tenant, args: &AddArgs) -> Result<()> {
         Ok(())
     })?;
     if let Some(disk) = added {
-        if runs(tenant)
+        if tenant.runs()
             && let Err(error) = device(tenant, &disk.name)
         {
             say(&format!(
@@ -144,13 +144,9 @@ fn add(tenant: &Tenant, args: &AddArgs) -> Result<()> {
     Ok(())
 }
 
-fn runs(tenant: &Tenant) -> bool {
-    matches!(tenant.state(), Ok(Some(_)))
-}
-
 /// Gives the disk to the tenant's machine, if it runs.
 fn plug(tenant: &Tenant, disk: &Disk) -> Result<()> {
-    if !runs(tenant) {
+    if !tenant.runs() {
         return Ok(());
     }
     let (_directory, api) = vm::api(tenant)?;
@@ -239,7 +235,7 @@ fn remove(tenant: &Tenant, args: &RmArgs) -> Result<()> {
     tenant.change_spec(|spec| -> Result<()> {
         let place = spec.disks.iter().position(|disk| disk.name == *name);
         let place = place.ok_or_else(missing)?;
-        if runs(tenant) {
+        if tenant.runs() {
             unplug(tenant, name, args.force)?;
         }
         removed = Some(spec.disks.remove(place));
@@ -274,18 +270,26 @@ fn unplug(tenant: &Tenant, name: &DiskName, force: bool) -> Result<()> {
         return Ok(());
     }
     api.delete_drive(name.as_str())?;
-    let deadline = Instant::now() + PATIENCE;
+    if is_gone(PATIENCE, is_there)? {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "tenant '{0}' was asked for the disk '{name}' and has not let go of it; try again, or `fief stop {0}` and then \
+         remove it",
+        tenant.name
+    )))
+}
+
+/// Waits until the guest has let go of what it was asked for; false if it has not within `patience`.
+pub fn is_gone(patience: Duration, is_there: impl Fn() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + patience;
     while is_there()? {
         if Instant::now() >= deadline {
-            return Err(Error::new(format!(
-                "tenant '{0}' was asked for the disk '{name}' and has not let go of it; try again, or `fief stop {0}` and \
-                 then remove it",
-                tenant.name
-            )));
+            return Ok(false);
         }
         std::thread::sleep(GLANCE);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A disk as a running tenant has it.
@@ -326,7 +330,7 @@ struct Entry {
 
 impl Entry {
     fn of(tenant: &Tenant, disk: &Disk) -> Self {
-        let found = runs(tenant).then(|| device(tenant, &disk.name).ok());
+        let found = tenant.runs().then(|| device(tenant, &disk.name).ok());
         let found = found.flatten();
         let file = vm::extra_file(tenant, disk);
         Self {

@@ -59,7 +59,7 @@ fn show(tenant: &Tenant, path: &Path, args: &Args) -> io::Result<()> {
     }
     loop {
         // Looked at before the last read: what was printed until the end is shown.
-        let runs = matches!(tenant.state(), Ok(Some(_)));
+        let runs = tenant.runs();
         text.clear();
         follow.read(path, &mut text)?;
         stdout.write_all(&text)?;

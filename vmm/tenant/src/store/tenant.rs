@@ -171,6 +171,11 @@ impl Tenant {
         read_json(&self.stopped_file())
     }
 
+    /// Whether it runs, as far as can be seen.
+    pub fn runs(&self) -> bool {
+        matches!(self.state(), Ok(Some(_)))
+    }
+
     /// What its shim wrote down; true only while the lock is held.
     ///
     /// # Errors

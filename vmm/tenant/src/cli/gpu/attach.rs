@@ -1,21 +1,21 @@
 //! `fief gpu attach` and `fief gpu detach`: devices of a tenant, while it runs and while it does not.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fief_api::{ClientError, PciAddress};
+use fief_host::pci::{Pci, Places};
 
 use crate::backend::vm;
 use crate::cli::devices::{one_function, whole_device};
+use crate::cli::disk::is_gone;
 use crate::cli::{Context, Error, Result, prepare};
 use crate::devices::Registry;
 use crate::spec::{Device, Spec, TenantName};
 use crate::store::{Store, Tenant};
 use crate::terminal::{output, say};
 
-/// How long the guest may take to let go.
+/// How long the monitor may take to answer, and the guest to let go.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked whether the guest has let go.
-const GLANCE: Duration = Duration::from_millis(20);
 
 /// Flags of `fief gpu attach`.
 #[derive(Debug, clap::Args)]
@@ -51,9 +51,10 @@ pub struct DetachArgs {
 pub fn attach(context: &Context, args: &AttachArgs) -> Result<()> {
     let store = context.store()?;
     let tenant = store.tenant(&args.name)?;
+    let pci = Pci::read(&Places::default());
     let device = match args.alone {
-        true => one_function(args.address, args.allow_no_reset)?,
-        false => whole_device(args.address, args.allow_no_reset)?,
+        true => one_function(&pci, args.address, args.allow_no_reset)?,
+        false => whole_device(&pci, args.address, args.allow_no_reset)?,
     };
     // Until it is written down whose it is.
     let registry = Registry::open()?;
@@ -73,7 +74,7 @@ fn add(
     spec.devices.push(device.clone());
     spec.check(prepare::total_memory()?)?;
     registry.check(store, tenant.name.as_str(), &spec.devices)?;
-    if runs(tenant) {
+    if tenant.runs() {
         let (_directory, api) = vm::api(tenant)?;
         let client = api.with_timeout(vm::PINNING);
         // What it was started with counts, not what its spec says by now.
@@ -100,7 +101,7 @@ pub fn detach(context: &Context, args: &DetachArgs) -> Result<()> {
             ))
         })?;
         let device = spec.devices.remove(place);
-        if runs(&tenant) {
+        if tenant.runs() {
             // A tenant that was started with it has it on the bus that stays as it is.
             take_away(&tenant, &device)?;
         }
@@ -108,10 +109,6 @@ pub fn detach(context: &Context, args: &DetachArgs) -> Result<()> {
     })?;
     output(&format!("{}\n", args.address))?;
     Ok(())
-}
-
-fn runs(tenant: &Tenant) -> bool {
-    matches!(tenant.state(), Ok(Some(_)))
 }
 
 /// Asks the guest to let go of a device, and waits until it has.
@@ -138,15 +135,11 @@ fn take_away(tenant: &Tenant, device: &Device) -> Result<()> {
         }
         Err(error) => return Err(error.into()),
     }
-    let deadline = Instant::now() + PATIENCE;
-    while is_there()? {
-        if Instant::now() >= deadline {
-            return Err(Error::new(format!(
-                "tenant '{0}' was asked for {1} and has not let go of it; try again, or `fief stop {0}` and then detach it",
-                tenant.name, device.address
-            )));
-        }
-        std::thread::sleep(GLANCE);
+    if is_gone(PATIENCE, is_there)? {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::new(format!(
+        "tenant '{0}' was asked for {1} and has not let go of it; try again, or `fief stop {0}` and then detach it",
+        tenant.name, device.address
+    )))
 }
